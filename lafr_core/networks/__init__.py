@@ -1,0 +1,1 @@
+"""LAFR's own networks: plain torch modules without hosts, files or settings."""

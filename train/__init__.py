@@ -1,0 +1,1 @@
+"""Training: turns face photos into the weights that ``lafr_core`` loads."""

@@ -1,0 +1,151 @@
+"""Identity guidance: the gradient is the right one, weight 0 is nothing, and a host's inference mode does not cut it off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lafr_core import guidance
+from lafr_core.errors import InputError
+
+
+class Directions(nn.Module):
+    """Embedder stand-in: mean colour through a fixed matrix, to the unit sphere."""
+
+    name = "directions"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, 5, bias=False)
+        with torch.no_grad():
+            self.map.weight.copy_(torch.linspace(-1, 2, 15).reshape(5, 3) ** 2)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return F.normalize(self.map(crops.mean((2, 3))), dim=1)
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(4, 3, 1)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.linspace(-1, 1, 12).reshape(3, 4, 1, 1))
+            self.mix.bias.fill_(0.5)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.mix(latents)
+
+
+def make(seed: int = 0, rows: int = 2) -> tuple[Tensor, Decoder, Directions, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x0 = torch.randn(rows, 4, 6, 5, generator=generator)
+    reference = F.normalize(torch.randn(rows, 5, generator=generator), dim=1)
+    return x0, Decoder(), Directions(), reference
+
+
+def cosines(x0: Tensor, decode: Decoder, embed: Directions, reference: Tensor) -> Tensor:
+    with torch.no_grad():
+        return (embed(decode(x0)) * reference).sum(1)
+
+
+def test_gradient_is_the_slope_of_the_loss() -> None:
+    x0, decode, embed, reference = (part.double() for part in make())
+    gradient = guidance.identity_gradient(x0, decode.float(), embed.float(), reference.float())
+    decode, embed = decode.double(), embed.double()
+    step = 1e-5
+    for row, channel, y, x in ((0, 1, 2, 3), (1, 3, 5, 0)):
+        moved = x0.clone()
+        moved[row, channel, y, x] += step
+        slope = -(cosines(moved, decode, embed, reference) - cosines(x0, decode, embed, reference))[row] / step
+        assert gradient[row, channel, y, x].item() == pytest.approx(slope.item(), rel=1e-3, abs=1e-7)
+
+
+def test_guiding_raises_the_cosine_of_every_row_and_moves_it_by_the_stated_amount() -> None:
+    x0, decode, embed, reference = make()
+    kept = x0.clone()
+    guided = guidance.guide(x0, decode, embed, reference, 0.5)
+    assert (cosines(guided, decode, embed, reference) > cosines(x0, decode, embed, reference)).all()
+    rms = (guided - x0).pow(2).mean((1, 2, 3)).sqrt()
+    assert torch.allclose(rms, torch.full((2,), 0.5 * guidance.STEP), rtol=1e-4)
+    assert torch.equal(x0, kept)
+
+
+def test_weight_zero_is_the_very_same_tensor_and_evaluates_nothing() -> None:
+    def explode(_: Tensor) -> Tensor:
+        raise AssertionError("evaluated")
+
+    x0, _, embed, reference = make()
+    assert guidance.guide(x0, explode, embed, reference, 0.0) is x0
+
+
+def test_rows_do_not_influence_each_other() -> None:
+    x0, decode, embed, reference = make(rows=3)
+    whole = guidance.identity_gradient(x0, decode, embed, reference)
+    alone = guidance.identity_gradient(x0[1:2], decode, embed, reference[1:2])
+    assert torch.equal(whole[1:2], alone)
+
+
+def test_one_reference_serves_all_rows_and_no_rows_are_fine() -> None:
+    x0, decode, embed, reference = make()
+    shared = guidance.identity_gradient(x0, decode, embed, reference[0])
+    assert torch.equal(shared, guidance.identity_gradient(x0, decode, embed, reference[:1].expand(2, -1)))
+    assert guidance.identity_gradient(x0[:0], decode, embed, reference[0]).shape == (0, 4, 6, 5)
+
+
+def test_works_inside_a_hosts_inference_mode_once_the_weights_are_ordinary() -> None:
+    expected = guidance.identity_gradient(*make())
+    with torch.inference_mode():
+        x0, decode, embed, reference = make()
+        assert x0.is_inference() and decode.mix.weight.is_inference()
+        with pytest.raises(InputError, match=r"ordinary\(\)"):
+            guidance.identity_gradient(x0, decode, embed, reference)
+        before = decode.mix.weight.clone()
+        gradient = guidance.identity_gradient(x0, guidance.ordinary(decode), guidance.ordinary(embed), reference)
+    assert torch.equal(gradient, expected)
+    assert torch.equal(decode.mix.weight, before) and not decode.mix.weight.is_inference()
+
+
+def test_ordinary_leaves_ordinary_weights_alone() -> None:
+    decode = Decoder()
+    weight = decode.mix.weight
+    assert guidance.ordinary(decode).mix.weight is weight
+
+
+def test_ordinary_takes_buffers_along() -> None:
+    with torch.inference_mode():
+        norm = nn.BatchNorm2d(2)
+    assert not guidance.ordinary(norm).running_mean.is_inference()
+
+
+def test_a_cut_gradient_is_named() -> None:
+    x0, decode, embed, reference = make()
+    with pytest.raises(InputError, match="no gradient reaches the latent"):
+        guidance.identity_gradient(x0, lambda z: decode(z.detach()).detach(), embed.requires_grad_(False), reference)
+
+
+def test_a_broken_decoder_is_named() -> None:
+    x0, decode, embed, reference = make()
+    with pytest.raises(InputError, match="not finite"):
+        guidance.identity_gradient(x0, lambda z: decode(z) * float("nan"), embed, reference)
+
+
+def test_reference_embedding_is_the_mean_direction() -> None:
+    embed = Directions()
+    crops = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    mean = guidance.reference_embedding(embed, crops)
+    assert mean.norm().item() == pytest.approx(1.0, abs=1e-6)
+    assert torch.allclose(mean, F.normalize(embed(crops).mean(0), dim=0))
+    with pytest.raises(InputError, match="at least one face crop"):
+        guidance.reference_embedding(embed, crops[:0])
+
+
+def test_reference_count_must_fit() -> None:
+    x0, decode, embed, reference = make(rows=3)
+    with pytest.raises(InputError, match="one vector a latent"):
+        guidance.identity_gradient(x0, decode, embed, reference[:2])
+
+
+def test_window_is_inclusive() -> None:
+    assert [guidance.in_window(p, 0.2, 0.6) for p in (0.1, 0.2, 0.6, 0.61)] == [False, True, True, False]

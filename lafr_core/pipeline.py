@@ -18,12 +18,15 @@ from .errors import InputError
 from .identity import cosine
 from .paste import paste_faces
 from .settings import RestoreSettings
-from .types import Aligner, Box, Detector, Embedder, Face, Parser, Prior, Progress, Vae
+from .types import Aligner, Box, Detector, Embedder, Face, Parser, Prior, Progress, Sampler, Vae
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The models one restoration uses. They live on one device; ``aligner`` and ``prior`` None skip that stage."""
+    """The models one restoration uses. They live on one device; ``aligner`` and ``prior`` None skip that stage.
+
+    ``sampler``, where given, finishes the latents instead of ``prior``.
+    """
 
     detector: Detector
     vae: Vae
@@ -32,6 +35,7 @@ class Parts:
     embedder: Embedder | None = None
     parser: Parser | None = None
     device: torch.device = torch.device("cpu")
+    sampler: Sampler | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ def restore_pixels(crops: Tensor, parts: Parts, fidelity: float) -> Tensor:
     latents = parts.vae.encode(crops)
     if parts.aligner is not None:
         latents = parts.aligner(latents, fidelity).latents
-    if parts.prior is not None:
+    if parts.sampler is not None:
+        latents = parts.sampler(latents, crops)
+    elif parts.prior is not None:
         latents = parts.prior(latents)
     return parts.vae.decode(latents)
 

@@ -100,6 +100,14 @@ class Prior(Protocol):
     def __call__(self, latents: Tensor) -> Tensor: ...
 
 
+class Sampler(Protocol):
+    """Finishes aligned latents while it can see the faces they came from: several steps, identity guidance."""
+
+    def __call__(self, latents: Tensor, crops: Tensor) -> Tensor:
+        """Latents (B, C, h, w) and their input crops (B, 3, 512, 512) in [0, 1] -> latents of the same shape."""
+        ...
+
+
 class Embedder(Protocol):
     """Face identity. Differentiable with respect to the crops."""
 

@@ -31,7 +31,8 @@ class Option:
     choices: tuple[str, ...] | None = None
 
 
-def _option(default: Any, label: str, help: str, **bounds: Any) -> Any:
+def option(default: Any, label: str, help: str, **bounds: Any) -> Any:
+    """A dataclass field that carries its :class:`Option`; other records of settings (the webui's) are declared with it too."""
     return field(default=default, metadata={"option": Option(label, help, **bounds)})
 
 
@@ -39,78 +40,78 @@ def _option(default: Any, label: str, help: str, **bounds: Any) -> Any:
 class RestoreSettings:
     """One validated record of what a user can choose. Raises SettingsError for a value out of bounds."""
 
-    detector: str = _option(
+    detector: str = option(
         "auto", "Detector", "Which face detector to use. auto = the best one whose weights are at hand.", choices=DETECTORS
     )
-    threshold: float = _option(
+    threshold: float = option(
         0.5, "Detection threshold", "Faces below this score are ignored. Lower finds more faces and more mistakes.",
         low=0.05, high=0.99, step=0.01,
     )  # fmt: skip
-    min_face: int = _option(
+    min_face: int = option(
         0, "Smallest face", "Ignore faces whose longer box side is below this many pixels. 0 = no limit.",
         low=0, high=16384, step=1,
     )  # fmt: skip
-    max_face: int = _option(
+    max_face: int = option(
         0, "Largest face", "Ignore faces whose longer box side is above this many pixels. 0 = no limit.",
         low=0, high=16384, step=1,
     )  # fmt: skip
-    sort: str = _option(
+    sort: str = option(
         "area", "Order of faces",
         "area = largest first, x = left to right, y = top to bottom, score = surest first, centre = nearest to the middle first.",
         choices=SORTS,
     )  # fmt: skip
-    top_k: int = _option(
+    top_k: int = option(
         0, "At most", "Keep only this many faces, the first ones in the chosen order. 0 = all.", low=0, high=1000, step=1
     )
-    faces: str = _option(
+    faces: str = option(
         "", "Which faces", "Numbers of the faces to restore in the chosen order, counted from 0: '0,2'. Empty = all."
     )
-    rotate: bool = _option(True, "Try rotated", "When no face is found, look again at 90, 180 and 270 degrees.")
-    detect_side: int = _option(
+    rotate: bool = option(True, "Try rotated", "When no face is found, look again at 90, 180 and 270 degrees.")
+    detect_side: int = option(
         1024, "Detection size", "Photos with a longer side above this are scaled down for detection only.",
         low=128, high=8192, step=64,
     )  # fmt: skip
-    small_faces: bool = _option(
+    small_faces: bool = option(
         True, "Find small faces", "Look a second time at twice the detection size, for small faces in big photos."
     )
-    fidelity: float = _option(
+    fidelity: float = option(
         0.5, "Fidelity",
         "0 = trust the codebook (strongest restoration), 1 = stay as close to the input as possible.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
-    strength: float = _option(
+    strength: float = option(
         1.0, "Strength", "Blend of the restored face with the photo: 0 = unchanged photo, 1 = fully restored face.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
-    mask: str = _option(
+    mask: str = option(
         "oval", "Mask",
         "Which part of the crop is pasted: oval = soft ellipse, square = whole crop with a soft edge, "
         "parse = face outline (needs facexlib's parser).",
         choices=MASKS,
     )  # fmt: skip
-    feather: float = _option(
+    feather: float = option(
         0.1, "Feather", "Width of the mask's soft edge as a share of the crop.", low=0.0, high=0.5, step=0.01
     )
-    color: float = _option(
+    color: float = option(
         1.0, "Colour match", "How far the restored face takes the photo's colours back: 0 = not at all, 1 = fully.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
-    grain: float = _option(
+    grain: float = option(
         0.0, "Grain match", "How much of the photo's own grain is put on the restored face: 0 = none, 1 = as grainy as the photo.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
-    identity_warning: float = _option(
+    identity_warning: float = option(
         0.3, "Identity warning", "Warn when input and restored face are less alike than this cosine. -1 = never warn.",
         low=-1.0, high=1.0, step=0.05,
     )  # fmt: skip
-    batch_size: int = _option(
+    batch_size: int = option(
         4, "Faces at a time", "Faces per forward pass. Memory grows with this, not with the number of faces.",
         low=1, high=64, step=1,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            _check(f, getattr(self, f.name))
+            check(f, getattr(self, f.name))
         self.face_indices()
         if self.max_face and self.max_face < self.min_face:
             raise SettingsError(
@@ -141,15 +142,16 @@ def options() -> dict[str, tuple[Option, Any]]:
     return {f.name: (f.metadata["option"], f.default) for f in fields(RestoreSettings)}
 
 
-def _check(f: Field[Any], value: Any) -> None:
-    option: Option = f.metadata["option"]
+def check(f: Field[Any], value: Any) -> None:
+    """Raise SettingsError unless ``value`` is right for a field declared with :func:`option`."""
+    known: Option = f.metadata["option"]
     kind = type(f.default)
     number = kind in (int, float)
     right = isinstance(value, (int, float) if kind is float else kind) and not (number and isinstance(value, bool))
     if not right:
         raise SettingsError(f"{f.name}: expected {kind.__name__}, got {value!r}")
-    if option.choices is not None and value not in option.choices:
-        raise SettingsError(f"{f.name}: expected one of {', '.join(option.choices)}, got {value!r}")
-    if number and option.low is not None and option.high is not None:
-        if not (math.isfinite(value) and option.low <= value <= option.high):
-            raise SettingsError(f"{f.name}: expected {option.low} to {option.high}, got {value!r}")
+    if known.choices is not None and value not in known.choices:
+        raise SettingsError(f"{f.name}: expected one of {', '.join(known.choices)}, got {value!r}")
+    if number and known.low is not None and known.high is not None:
+        if not (math.isfinite(value) and known.low <= value <= known.high):
+            raise SettingsError(f"{f.name}: expected {known.low} to {known.high}, got {value!r}")

@@ -1,0 +1,47 @@
+"""Latents of a low-quality face -> latents where a high-quality face would be, through the LAFR adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import checkpoint
+from .assets import bundled
+from .errors import InputError
+from .latents import LatentSpec, family
+from .networks.adapter import AdapterNet
+from .types import Alignment
+
+
+class Adapter:
+    """The adapter network behind :class:`~lafr_core.types.Aligner`. Runs in float32 on the network's device."""
+
+    def __init__(self, network: AdapterNet, spec: LatentSpec) -> None:
+        self.network, self.spec = network, spec
+
+    def __call__(self, latents: Tensor, fidelity: float) -> Alignment:
+        """Latents (B, C, h, w) UNet-scaled, h and w multiples of 4; fidelity in [0, 1], 1 = stay as close to the input as possible.
+
+        Raises InputError for another latent family, NaN, or a fidelity out of range.
+        """
+        self.spec.check(latents)
+        if any(side % 4 for side in latents.shape[-2:]):
+            raise InputError(f"adapter: expected latents with sides that are multiples of 4, got {tuple(latents.shape[-2:])}")
+        if not 0.0 <= fidelity <= 1.0:
+            raise InputError(f"fidelity: expected 0 to 1, got {fidelity}")
+        output = self.network(latents.float(), latents.new_full((latents.shape[0], 1, 1, 1), fidelity, dtype=torch.float32))
+        confidence = self.network.codebook.confidence(output.match.distance)
+        confidence = F.interpolate(confidence, size=latents.shape[-2:], mode="bilinear", align_corners=False)
+        return Alignment(output.latents.to(latents.dtype), confidence)
+
+
+def open_adapter(path: Path | None = None, device: torch.device | str = "cpu") -> Adapter:
+    """The adapter file at ``path`` (None = the bundled starter adapter for SD 1.x/2.x latents), frozen, float32, on ``device``."""
+    path = bundled("adapter") if path is None else Path(path)
+    stored = checkpoint.load(path, "adapter")
+    network = checkpoint.restore_network(AdapterNet(**stored.config), stored, path)
+    return Adapter(cast(AdapterNet, network.to(device)), family(stored.config["family"]))

@@ -1,0 +1,56 @@
+"""The starter prior: a one-step restorer in latent space, for machines without a Stable Diffusion checkpoint.
+
+A U-Net over three scales with self-attention at the coarsest, predicting a residual: untrained, it is the identity.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import Attention, Residual, Up, conv, zeroed
+
+
+class PriorNet(nn.Module):
+    """Aligned latents (B, channels, H, W) -> restored latents, same shape; H and W multiples of 4. ``config`` rebuilds it."""
+
+    def __init__(
+        self,
+        family: str = "sd",
+        channels: int = 4,
+        widths: tuple[int, int, int] = (64, 160, 320),
+        depth: int = 3,
+        grid: int = 64,
+    ) -> None:
+        super().__init__()
+        fine, middle, deep = widths
+        self.config = {"family": family, "channels": channels, "widths": list(widths), "depth": depth, "grid": grid}
+        self.stem = conv(channels, fine)
+        self.fine_in = _stack(fine, depth - 1)
+        self.down_middle = conv(fine, middle, stride=2)
+        self.middle_in = _stack(middle, depth)
+        self.down_deep = conv(middle, deep, stride=2)
+        self.deep = nn.Sequential(
+            Residual(deep, 8), Attention(deep, grid // 4), Residual(deep, 8), Attention(deep, grid // 4), Residual(deep, 8)
+        )
+        self.up_middle = Up(deep, middle)
+        self.join_middle = nn.Conv2d(2 * middle, middle, 1)
+        self.middle_out = _stack(middle, depth)
+        self.up_fine = Up(middle, fine)
+        self.join_fine = nn.Conv2d(2 * fine, fine, 1)
+        self.fine_out = _stack(fine, depth)
+        self.norm = nn.GroupNorm(8, fine)
+        self.out = zeroed(conv(fine, channels))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        fine = self.fine_in(self.stem(latents))
+        middle = self.middle_in(self.down_middle(fine))
+        x = self.up_middle(self.deep(self.down_deep(middle)))
+        x = self.middle_out(self.join_middle(torch.cat([x, middle], dim=1)))
+        x = self.fine_out(self.join_fine(torch.cat([self.up_fine(x), fine], dim=1)))
+        return latents + self.out(F.silu(self.norm(x)))
+
+
+def _stack(channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(Residual(channels, 8) for _ in range(count)))

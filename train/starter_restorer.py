@@ -1,0 +1,315 @@
+"""Train the starter adapter and prior: codebook on sharp latents, then both nets through the decoder.
+
+    python -m train.starter_restorer codebook --data ../shared/data/faces --vae runs/vae/vae.safetensors --out runs/restorer
+    python -m train.starter_restorer joint    --data ... --vae ... --identity ../shared/weights --out runs/restorer
+
+Latent loss alone moves latents the right way while colours drift and edges soften, so the second stage decodes and
+is held to pixels, edges and identity as well. Degradations are drawn afresh for every sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from lafr_core import checkpoint
+from lafr_core.color import match_color
+from lafr_core.crop import template_crops
+from lafr_core.geometry import ARCFACE_TEMPLATE, compose
+from lafr_core.metrics import psnr
+from lafr_core.networks.adapter import AdapterNet
+from lafr_core.networks.prior import PriorNet
+from lafr_core.networks.vae import StarterVaeNet
+from train.codebook_learning import CodebookLearner
+from train.degrade import degrade
+from train.faces import Photo, aligned_crop, jitter, load_pixels, read_split
+from train.mobilefacenet import load_mobilefacenet
+from train.starter_vae import pixel_loss
+
+log = logging.getLogger("train.starter_restorer")
+FACE = slice(7, 57)
+"""Latent rows and columns that hold the 400 px the identity crop sees; the decoded part of a training sample."""
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """Sample ``i`` -> (degraded, sharp) crops (3, 512, 512) uint8; everything drawn from a generator seeded by (seed, i)."""
+
+    def __init__(self, photos: list[Photo], length: int, seed: int, severity: str = "full", start: int = 0) -> None:
+        self.photos, self.length, self.seed, self.severity, self.start = photos, length, seed, severity, start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        index += self.start
+        generator = np.random.default_rng([self.seed, index])
+        photo = self.photos[int(generator.integers(len(self.photos)))]
+        sharp = aligned_crop(load_pixels(photo), compose(jitter(generator), photo.matrix))
+        severity = self.severity
+        if severity == "mixed":  # half the full range, half spread over the three named severities
+            severity = ("full", "full", "full", "mild", "medium", "severe")[int(generator.integers(6))]
+        low, _ = degrade(sharp.permute(1, 2, 0).numpy(), generator, severity)
+        return _bytes(torch.from_numpy(low).permute(2, 0, 1)), _bytes(sharp)
+
+
+def _bytes(image: Tensor) -> Tensor:
+    return (image * 255 + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+def _floats(batch: Tensor) -> Tensor:
+    return batch.float().div(255).contiguous(memory_format=torch.channels_last)
+
+
+def amp() -> torch.autocast:
+    """bfloat16 where it matters: 2.3 times as fast on a processor with avx512_bf16, accurate enough to train with."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 100 steps, then a cosine down to 2 %."""
+    return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def average(slow: nn.Module, fast: nn.Module, decay: float) -> None:
+    """Move ``slow`` towards ``fast`` in place: parameters averaged, buffers copied."""
+    with torch.no_grad():
+        for a, b in zip(slow.parameters(), fast.parameters(), strict=True):
+            a.lerp_(b, 1 - decay)
+        for a, b in zip(slow.buffers(), fast.buffers(), strict=True):
+            a.copy_(b)
+
+
+def load_vae(path: Path) -> StarterVaeNet:
+    stored = checkpoint.load(path, "vae")
+    network = StarterVaeNet(**stored.config)
+    checkpoint.restore_network(network, stored, path)
+    return network.to(memory_format=torch.channels_last)
+
+
+def train_codebook(args: argparse.Namespace) -> None:
+    """F, C and M reconstruct sharp latents through the codebook alone (fidelity 0)."""
+    latents = torch.load(args.latents, weights_only=True).float()
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    network = AdapterNet().to(memory_format=torch.channels_last)
+    network.codebook.codes.requires_grad_(False)
+    learner = CodebookLearner(network.codebook, generator)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=args.lr, weight_decay=1e-4)
+    zero = torch.zeros(args.batch, 1, 1, 1)
+    started = time.time()
+    for step in range(args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, args.steps, args.lr)
+        rows = torch.randint(len(latents), (args.batch,), generator=generator)
+        z = latents[rows].contiguous(memory_format=torch.channels_last)
+        if torch.rand((), generator=generator) < 0.5:
+            z = z.flip(-1)
+        with amp():
+            features = network.extractor(z)
+            if step < args.warm:  # without quantisation first, so that k-means starts from meaningful features
+                entries, match = features.code, None
+            else:
+                if step == args.warm:
+                    learner.start(features.code)
+                match = network.codebook(features.code)
+                entries = features.code + (match.quantised - features.code).detach()
+            mapped = network.mapping(entries, features, zero).float()
+        loss = F.l1_loss(mapped, z)
+        commit = torch.zeros(()) if match is None else F.mse_loss(features.code.float(), match.quantised.float().detach())
+        optimizer.zero_grad(set_to_none=True)
+        (loss + 0.25 * commit).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        usage = learner.update(features.code, match.indices, match.distance) if match is not None else None
+        if (step + 1) % 25 == 0:
+            log.info("codebook %d l1 %.4f commit %.4f %s %.2f s/step", step + 1, loss.item(), commit.item(), usage, (time.time() - started) / (step + 1))
+    checkpoint.save(args.out / "codebook.safetensors", "adapter", network, network.config, {"stage": "codebook"})
+
+
+class Validation:
+    """Fixed degraded crops of some validation faces with their sharp latents; scores the two nets as a user would run them."""
+
+    def __init__(self, data: Path, vae: StarterVaeNet, every: int, severities: tuple[str, ...] = ("mild", "medium", "severe")) -> None:
+        photos = read_split(data, "val")[::every]
+        self.vae = vae
+        self.cases: dict[str, list[tuple[Tensor, Tensor]]] = {severity: [] for severity in severities}
+        for number, photo in enumerate(photos):
+            sharp = aligned_crop(load_pixels(photo), photo.matrix)
+            for severity in severities:
+                generator = np.random.default_rng([number, 77])
+                low, _ = degrade(sharp.permute(1, 2, 0).numpy(), generator, severity)
+                self.cases[severity].append((torch.from_numpy(low).permute(2, 0, 1)[None], sharp[None]))
+
+    @torch.no_grad()
+    def __call__(self, adapter: AdapterNet, prior: PriorNet, fidelity: float) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        w = torch.full((1, 1, 1, 1), fidelity)
+        for severity, cases in self.cases.items():
+            rows = []
+            for low, sharp in cases:
+                with amp():
+                    z_lq, z_hq = self.vae.encoder(_channels_last(torch.cat([low, sharp]))).float().chunk(2)
+                    z_al = adapter(z_lq, w).latents.float()
+                    z = prior(z_al).float()
+                    trip, result = self.vae.decoder(_channels_last(torch.cat([z_lq, z]))).float().clamp(0, 1).chunk(2)
+                matched = match_color(result, low, 1.0)
+                rows.append(
+                    [
+                        F.l1_loss(z_al, z_hq).item() / F.l1_loss(z_lq, z_hq).item(),
+                        F.l1_loss(z, z_hq).item() / F.l1_loss(z_lq, z_hq).item(),
+                        float(psnr(trip, sharp)), float(psnr(result, sharp)), float(psnr(matched, sharp)),
+                    ]
+                )  # fmt: skip
+            names = ("ratio_al", "ratio", "psnr_trip", "psnr", "psnr_matched")
+            scores |= {f"{severity}_{name}": round(float(v), 4) for name, v in zip(names, np.mean(rows, axis=0), strict=True)}
+        return scores
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def train_joint(args: argparse.Namespace) -> None:
+    """Adapter (from the codebook stage) and prior together, latent, pixel, edge and identity terms."""
+    vae = load_vae(args.vae)
+    validation = Validation(args.data, vae, every=args.val_every)
+    teacher = load_mobilefacenet(args.identity).to(memory_format=torch.channels_last)
+    torch.manual_seed(args.seed)
+    adapter, prior = AdapterNet(), PriorNet()
+    source = args.init or args.out / "codebook.safetensors"
+    checkpoint.restore_network(adapter, checkpoint.load(source, "adapter"), source)
+    if args.init_prior:
+        checkpoint.restore_network(prior, checkpoint.load(args.init_prior, "prior"), args.init_prior)
+    nets = nn.ModuleDict({"adapter": adapter, "prior": prior}).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    adapter.codebook.codes.requires_grad_(False)
+    anchors = copy.deepcopy(adapter.extractor).eval().requires_grad_(False)  # F of the codebook stage tells the right entries
+    slow = copy.deepcopy(nets).requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
+
+    first = 0
+    state_file = args.out / "state.pt"
+    if args.resume and state_file.is_file():
+        state = torch.load(state_file, weights_only=True)
+        nets.load_state_dict(state["nets"]), slow.load_state_dict(state["slow"]), optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+        log.info("resumed at step %d", first)
+    pairs = Pairs(read_split(args.data, "train"), args.steps * args.batch, args.seed, "mixed", start=0)
+    pairs.start, pairs.length = first * args.batch, (args.steps - first) * args.batch
+    loader = DataLoader(pairs, batch_size=args.batch, num_workers=args.workers, prefetch_factor=4, worker_init_fn=lambda _: torch.set_num_threads(1))
+    fidelities = torch.Generator().manual_seed(args.seed + first)
+    started, best = time.time(), -math.inf
+    totals: dict[str, float] = {}
+    for step, (low, sharp) in enumerate(loader, start=first):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, args.steps, args.lr)
+        low, sharp = _floats(low), _floats(sharp)
+        # Half of the samples at fidelity 1, half anywhere: every setting of the knob has to work.
+        u = torch.rand((2, len(low), 1, 1, 1), generator=fidelities)
+        fidelity = torch.where(u[0] < 0.5, torch.ones_like(u[1]), u[1])
+        with amp():
+            with torch.no_grad():
+                z_lq, z_hq = vae.encoder(_channels_last(torch.cat([low, sharp]))).chunk(2)
+                target = adapter.codebook(anchors(z_hq).code)
+            aligned = adapter(z_lq, fidelity)
+            z = prior(aligned.latents)
+            decoded = vae.decoder(z[..., FACE, FACE]).float()
+        z_hq, z = z_hq.float(), z.float()
+        pixels = slice(FACE.start * 8, FACE.stop * 8)
+        window = sharp[..., pixels, pixels]
+        losses = {
+            "align": F.l1_loss(aligned.latents.float(), z_hq),
+            "latent": F.l1_loss(z, z_hq),
+            "anchor": F.mse_loss(aligned.features.code.float(), target.quantised.float()),
+            "pixel": pixel_loss(decoded, window),
+        }
+        if step >= args.identity_from:
+            losses["identity"] = identity_loss(teacher, decoded, window)
+        weights = {"align": 0.5, "latent": 0.5, "anchor": 0.05, "pixel": 4.0, "identity": args.identity_weight}
+        loss = sum(weights[name] * value for name, value in losses.items())
+        if not bool(torch.isfinite(loss)):
+            bad = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+            raise SystemExit(f"step {step}: loss term {bad} is not finite; the last checkpoint in {args.out} is good")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
+        optimizer.step()
+        average(slow, nets, min(0.998, (step + 1) / (step + 10)))
+        for name, value in losses.items():
+            totals[name] = totals.get(name, 0.0) + value.item()
+        if (step + 1) % 50 == 0:
+            text = " ".join(f"{name} {value / 50:.4f}" for name, value in totals.items())
+            log.info("step %d %s  %.2f s/step", step + 1, text, (time.time() - started) / (step + 1 - first))
+            totals = {}
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            scores = {f"f{f:g}": validation(slow["adapter"], slow["prior"], f) for f in (1.0, 0.5)}
+            log.info("validation %d %s", step + 1, json.dumps(scores))
+            notes = {"licence": "MIT", "step": str(step + 1), "training": json.dumps({k: str(v) for k, v in vars(args).items()}), "validation": json.dumps(scores)}
+            for kind in ("adapter", "prior"):
+                checkpoint.save(args.out / f"{kind}.safetensors", kind, slow[kind], slow[kind].config, notes)
+            best = max(best, scores["f1"]["medium_psnr_matched"])
+            part = state_file.with_suffix(".part")
+            torch.save({"nets": nets.state_dict(), "slow": slow.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, part)
+            part.replace(state_file)
+
+
+def identity_loss(teacher: nn.Module, result: Tensor, target: Tensor) -> Tensor:
+    """1 - cosine of the teacher's embeddings plus L1 of its feature maps, for windows (B, 3, 400, 400) around the identity crop."""
+    faces = identity_crop(torch.cat([result, target]))
+    with amp():
+        embedding, maps = teacher.with_features(faces)
+    ours, theirs = F.normalize(embedding.float(), dim=1).chunk(2)
+    loss = (1 - (ours * theirs.detach()).sum(1)).mean()
+    for feature in maps:
+        a, b = feature.float().chunk(2)
+        loss = loss + 0.5 * F.l1_loss(a, b.detach()) / b.detach().abs().mean().clamp_min(1e-6)
+    return loss
+
+
+def identity_crop(window: Tensor) -> Tensor:
+    """(B, 3, 400, 400) decoded windows -> (B, 3, 112, 112) at the ArcFace template."""
+    edge = FACE.start * 8
+    return template_crops(F.pad(window, (edge, edge, edge, edge)), ARCFACE_TEMPLATE, 112)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=("codebook", "joint"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--latents", type=Path, help="codebook stage: sharp latents (N, 4, 64, 64) cached by train.starter_vae")
+    parser.add_argument("--identity", type=Path, help="joint stage: folder with mobilefacenet_foamliu.pt")
+    parser.add_argument("--out", type=Path, default=Path("runs/restorer"))
+    parser.add_argument("--init", type=Path, help="joint stage: start from this adapter instead of the codebook stage's")
+    parser.add_argument("--init-prior", type=Path)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--warm", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--identity-weight", type=float, default=0.15)
+    parser.add_argument("--identity-from", type=int, default=300)
+    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--val-every", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(args.out / "log.txt")]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+    log.info("%s", vars(args))
+    (train_codebook if args.stage == "codebook" else train_joint)(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Full-reference picture quality, by the standard definitions: PSNR and SSIM.
 
-Convention: both pictures (B, 3, H, W) float in [0, 1], the same shape; results (B,) float64, one number a picture, computed on the
-RGB values as they are (no luma conversion, no border cut), on the pictures' device.
+Convention: both pictures (B, 3, H, W) float in [0, 1], the same shape; results (B,) float64, one number a picture, computed
+on the RGB values as they are (no luma conversion, no border cut), on the pictures' device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _C2 = 0.03**2
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, ``-10 log10(mean squared error)`` over all three channels; identical pictures give inf."""
+    """Peak signal-to-noise ratio in dB, ``-10 log10(mean squared error)`` over all channels; inf for identical pictures."""
     images, reference = _pair(images, reference)
     return -10 * torch.log10((images - reference).square().flatten(1).mean(1))
 
@@ -28,10 +28,10 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Mean structural similarity in [-1, 1].
 
-    Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
-    eq. 13: Gaussian window 11x11 with sigma 1.5, K = (0.01, 0.03), population covariance, averaged over the channels and over the
-    window positions that lie wholly inside the picture (what scikit-image computes with ``gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False``). Raises InputError for pictures smaller than the window.
+    Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE TIP
+    2004, eq. 13: Gaussian window 11x11 with sigma 1.5, K = (0.01, 0.03), population covariance, averaged over the channels
+    and over the window positions that lie wholly inside the picture (what scikit-image computes with
+    ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``). Raises InputError for pictures smaller than the window.
     """
     images, reference = _pair(images, reference)
     if min(images.shape[-2:]) < WINDOW:

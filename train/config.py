@@ -1,0 +1,382 @@
+"""The one record that describes a training run: frozen dataclasses <-> YAML, every value overridable on the command line.
+
+    python -m train.adapter --config train/configs/smoke.yaml --adapter.lr 1e-4 --subset 0.009 --subset-seed 0
+
+``--section.name value``; the section may be left out where the name occurs once. An unknown key names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lafr_core.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the faces come from and how they are spoilt."""
+
+    source: str = ""
+    """Folder of face pictures (any layout), one with faces.csv or manifest.csv, or ``drawn:N`` for N pictures it draws
+    itself.
+    """
+    validation: str = ""
+    """The same for validation; empty = no sample sheets."""
+    size: int = 512
+    """Side of the training crops in pixels; a multiple of 32."""
+    subset: float = 1.0
+    """Share of the files to use, in (0, 1]; 0.009 of FFHQ is the paper's 630."""
+    subset_seed: int = 0
+    subset_method: str = "random"
+    """random, or k-centre: greedy farthest points over the latents, the most varied subset."""
+    severity: str = "full"
+    """Degradation ranges: full, mild, medium or severe (lafr_core.degrade)."""
+    flip: float = 0.5
+    """Probability of mirroring a picture."""
+    workers: int = 2
+    """Loader processes. Does not change what is drawn."""
+
+    def check(self) -> None:
+        _require(self.size > 0 and self.size % 32 == 0, "data.size", "a positive multiple of 32", self.size)
+        _require(0 < self.subset <= 1, "data.subset", "a share in (0, 1]", self.subset)
+        _require(self.subset_method in ("random", "k-centre"), "data.subset_method", "random or k-centre", self.subset_method)
+        _require(
+            self.severity in ("full", "mild", "medium", "severe"),
+            "data.severity",
+            "full, mild, medium or severe",
+            self.severity,
+        )
+        _require(0 <= self.flip <= 1, "data.flip", "a probability in [0, 1]", self.flip)
+        _require(self.workers >= 0, "data.workers", "0 or more", self.workers)
+
+
+@dataclass(frozen=True)
+class Models:
+    """Weights a run starts from."""
+
+    vae: str = ""
+    """VAE folder or file; empty = the starter VAE of this repository; ``blocks`` = 8x8 pixel averages, for smoke runs only."""
+    family: str = "sd"
+    unet: str = ""
+    """diffusers UNet (or pipeline) folder for the prior's LoRA; empty = train the small starter prior instead."""
+    codebook: str = ""
+    """Codebook run or checkpoint that the adapter stage starts from; empty = the newest one of this run's own folder."""
+    adapter: str = ""
+    """Adapter run, checkpoint or .safetensors the prior stage uses; empty = the newest one of this run; ``none`` = no
+    adapter.
+    """
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of the adapter (lafr_core.networks.adapter) and of the starter prior."""
+
+    width: int = 64
+    coarse: int = 128
+    deep: int = 192
+    code_width: int = 64
+    entries: int = 1024
+    top_k: int = 1
+    """1 = nearest code; more = soft assignment over the k nearest."""
+    depth: int = 2
+    grid: int = 64
+    """Side of the latents the position tables are made for; data.size / 8."""
+    prior_widths: tuple[int, ...] = (64, 160, 320)
+    prior_depth: int = 3
+
+    def check(self) -> None:
+        _require(self.grid % 4 == 0 and self.grid > 0, "network.grid", "a positive multiple of 4", self.grid)
+        _require(1 <= self.top_k <= self.entries, "network.top_k", f"1 to network.entries = {self.entries}", self.top_k)
+        _require(len(self.prior_widths) == 3, "network.prior_widths", "three numbers", self.prior_widths)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage is optimised. One step = ``batch`` x ``accumulate`` x processes pictures."""
+
+    steps: int = 20000
+    batch: int = 4
+    accumulate: int = 1
+    lr: float = 1e-4
+    warmup: int = 200
+    """Steps of linear warm-up; cosine decay to ``final`` afterwards."""
+    final: float = 0.02
+    """Learning rate at the end, as a share of ``lr``."""
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    """Largest gradient norm."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are exported; warms up from 0."""
+    precision: str = "no"
+    """no (float32), bf16 or fp16."""
+    optimizer: str = "adamw"
+    """adamw, or adamw8bit (bitsandbytes)."""
+
+    def check(self, name: str) -> None:
+        for key in ("steps", "batch", "accumulate"):
+            _require(getattr(self, key) >= 1, f"{name}.{key}", "1 or more", getattr(self, key))
+        _require(self.lr > 0, f"{name}.lr", "above 0", self.lr)
+        _require(0 <= self.ema < 1, f"{name}.ema", "in [0, 1)", self.ema)
+        _require(self.precision in ("no", "bf16", "fp16"), f"{name}.precision", "no, bf16 or fp16", self.precision)
+        _require(self.optimizer in ("adamw", "adamw8bit"), f"{name}.optimizer", "adamw or adamw8bit", self.optimizer)
+
+
+@dataclass(frozen=True)
+class CodebookStage(Stage):
+    """Stage 1: extractor, codebook and mapping reconstruct high-quality latents."""
+
+    decay: float = 0.99
+    """Of the codebook's running means (van den Oord et al. 2017, appendix A.1)."""
+    revive: float = 0.1
+    """A code whose share of use falls below this part of the average is dead and moves to a current feature."""
+    kmeans_at: tuple[int, ...] = (0, 300)
+    """Steps at which the codebook is set by k-means over current features."""
+
+
+@dataclass(frozen=True)
+class AdapterStage(Stage):
+    """Stage 2: the extractor learns to find the high-quality anchors from degraded latents."""
+
+    train_mapping: bool = True
+    """Whether the mapping learns too, or only the extractor and the fidelity gates."""
+
+
+@dataclass(frozen=True)
+class PriorStage(Stage):
+    """Stage 3: one UNet step from aligned to restored latents."""
+
+    rank: int = 4
+    alpha: float = 4.0
+    """LoRA scale is alpha / rank."""
+    timestep: int = 399
+    prediction: str = ""
+    """epsilon or v_prediction; empty = what the scheduler config beside the UNet says."""
+    context: str = ""
+    """Stored empty-prompt embedding; empty = beside the UNet, else computed from the pipeline folder."""
+    checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        _require(self.rank >= 1, f"{name}.rank", "1 or more", self.rank)
+        _require(0 <= self.timestep < 1000, f"{name}.timestep", "0 to 999", self.timestep)
+        allowed = ("", "epsilon", "v_prediction", "sample")
+        _require(self.prediction in allowed, f"{name}.prediction", "epsilon, v_prediction or sample", self.prediction)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weight of each term; 0 switches a term off. Terms that need weights are refused at the start when those are missing."""
+
+    latent: float = 1.0
+    commitment: float = 0.25
+    code: float = 0.1
+    """Cross-entropy of the degraded picture's codes against the clean picture's."""
+    stay: float = 0.25
+    """Pull towards the input's latents, multiplied by fidelity."""
+    pixel: float = 1.0
+    gradient: float = 0.0
+    """L1 of pixel differences: edges, without any network."""
+    perceptual: float = 0.0
+    identity: float = 0.1
+    structure_landmarks: float = 0.0
+    structure_parsing: float = 0.0
+    perceptual_weights: str = ""
+    """torchvision's vgg16 state dict."""
+    identity_weights: str = ""
+    """facexlib's recognition_arcface_ir_se50.pth, mobilefacenet_foamliu.pt, or ``starter``."""
+    landmark_weights: str = ""
+    """facexlib's alignment_WFLW_4HG.pth."""
+    parsing_weights: str = ""
+    """facexlib's parsing_parsenet.pth or parsing_bisenet.pth."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is written, how often and where."""
+
+    out: str = "runs/run"
+    tracker: str = "tensorboard"
+    """tensorboard, wandb or none. log.csv and the plots are written in any case."""
+    every: int = 10
+    sample_every: int = 500
+    save_every: int = 500
+    keep: int = 3
+    """How many checkpoints stay; the oldest go first."""
+    resume: bool = True
+    """Continue from the newest checkpoint in ``out``; false refuses a folder that holds one."""
+
+    def check(self) -> None:
+        _require(self.tracker in ("tensorboard", "wandb", "none"), "log.tracker", "tensorboard, wandb or none", self.tracker)
+        for key in ("every", "sample_every", "save_every", "keep"):
+            _require(getattr(self, key) >= 1, f"log.{key}", "1 or more", getattr(self, key))
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = 0
+    data: Data = field(default_factory=Data)
+    models: Models = field(default_factory=Models)
+    network: Network = field(default_factory=Network)
+    codebook: CodebookStage = field(default_factory=CodebookStage)
+    adapter: AdapterStage = field(default_factory=AdapterStage)
+    prior: PriorStage = field(default_factory=PriorStage)
+    loss: Loss = field(default_factory=Loss)
+    log: Log = field(default_factory=Log)
+
+    def check(self) -> Config:
+        """Return the record, or raise SettingsError naming the first value that cannot work."""
+        self.data.check()
+        self.network.check()
+        for name in ("codebook", "adapter", "prior"):
+            getattr(self, name).check(name)
+        self.log.check()
+        negative = [f.name for f in fields(self.loss) if f.type == "float" and getattr(self.loss, f.name) < 0]
+        _require(not negative, f"loss.{negative[0] if negative else ''}", "0 or more", "a negative number")
+        return self
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """Command line -> Config. ``--config FILE`` first, then ``--section.name value`` or ``--section.name=value`` in any
+    number.
+    """
+    values: dict[str, Any] = {}
+    overrides: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise SettingsError(f"command line: expected --section.name value, got {flag!r}")
+        key, equals, text = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise SettingsError(f"command line: --{key} needs a value")
+            text = rest.pop(0)
+        if key == "config":
+            values = read_yaml(Path(text))
+        else:
+            overrides.append((key.replace("-", "_"), text))
+    for key, text in overrides:
+        *sections, name = locate(key).split(".")
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = yaml.safe_load(text)
+    return from_mapping(values)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises SettingsError when it is missing or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: expected a readable YAML file ({error}); see train/configs/ for examples") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: expected sections such as data: and adapter:, got {type(values).__name__}")
+    return values
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """Nested mapping -> Config, checked. What it leaves out keeps its default. Raises SettingsError for unknown keys and
+    wrong types.
+    """
+    return _build(Config, values, "").check()
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """The inverse of :func:`from_mapping`, complete."""
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML text."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def locate(key: str) -> str:
+    """The full ``section.name`` of a command-line key. Raises SettingsError suggesting the nearest one."""
+    known = _keys(Config)
+    if key in known:
+        return key
+    short = [name for name in known if name.split(".")[-1] == key]
+    if len(short) == 1:
+        return short[0]
+    if short:
+        raise SettingsError(f"--{key}: occurs in several sections; write one of {', '.join('--' + s for s in short)}")
+    raise SettingsError(f"--{key}: unknown setting; {_nearest(key, [*known, *(name.split('.')[-1] for name in known)])}")
+
+
+def _keys(cls: Any, prefix: str = "") -> list[str]:
+    hints = typing.get_type_hints(cls)
+    out: list[str] = []
+    for f in fields(cls):
+        nested = dataclasses.is_dataclass(hints[f.name])
+        out += _keys(hints[f.name], f"{prefix}{f.name}.") if nested else [prefix + f.name]
+    return out
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(dict.fromkeys(known))}"
+
+
+def _build(cls: Any, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{prefix.rstrip('.')}: expected a section with names and values, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in fields(cls)]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise SettingsError(f"{prefix}{key}: unknown setting; {_nearest(str(key), names)}")
+        kind = hints[key]
+        arguments[key] = (
+            _build(kind, value, f"{prefix}{key}.") if dataclasses.is_dataclass(kind) else _convert(kind, value, prefix + key)
+        )
+    return cls(**arguments)
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    """YAML's value as the field's type; text such as 1e-4, which YAML 1.1 does not read as a number, counts as one."""
+    if kind == tuple[int, ...]:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(int, item, key) for item in items)
+    if kind is str and isinstance(value, (str, type(None))):
+        return value or ""
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if number == number and (kind is float or number == int(number)):
+            return kind(number)
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise SettingsError(f"{key}: expected {_KINDS[kind]}, got {value!r}")
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _require(fine: bool, key: str, expected: str, got: object) -> None:
+    if not fine:
+        raise SettingsError(f"{key}: expected {expected}, got {got}")

@@ -1,0 +1,261 @@
+"""Face pictures -> (degraded, clean) pairs, addressed by position in an endless stream.
+
+Position p of a run stands for one picture of one epoch, and everything drawn for it comes from a generator made of
+(seed, epoch, index of the picture). So a sample is the same whatever the number of workers, processes or interruptions, and a
+run resumes by asking for the next position.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lafr_core.degrade import Drawn, degrade
+from lafr_core.errors import InputError
+from lafr_core.types import Matrix
+from train.config import Data
+from train.drawn import draw_face
+from train.faces import aligned_crop, read_split
+
+log = logging.getLogger("train.data")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+DRAWN = "drawn:"
+DRAWN_PARAMETERS = ("sigma_x", "sigma_y", "angle", "ratio", "noise", "quality", "gray")
+"""What of a :class:`~lafr_core.degrade.Drawn` a batch carries along in ``drawn`` (B, 7)."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One source picture: a file (with the matrix of its crop, where landmarks are known) or a number to draw one from."""
+
+    name: str
+    path: Path | None = None
+    matrix: Matrix | None = None
+    number: int = 0
+
+
+def find_pictures(source: str, split: str = "train") -> list[Picture]:
+    """All pictures of ``source``, in an order that does not depend on the file system.
+
+    source: ``drawn:N``; a folder with ``manifest.csv`` (train.prepare_data) or ``faces.csv`` (whole photos with landmarks);
+    or any folder, searched to any depth. Raises InputError when there is nothing.
+    """
+    if source.startswith(DRAWN):
+        count = int(source.removeprefix(DRAWN))
+        return [Picture(f"drawn {i}", number=i) for i in range(count)]
+    root = Path(source)
+    if not source or not root.exists():
+        raise InputError(f"data: expected a folder of face pictures, found none at {source!r}; set data.source")
+    if (root / "manifest.csv").is_file():
+        with (root / "manifest.csv").open(newline="", encoding="utf-8") as file:
+            pictures = [Picture(row["file"], root / row["file"]) for row in csv.DictReader(file)]
+    elif (root / "faces.csv").is_file():
+        photos = read_split(root, split)
+        pictures = [Picture(p.path.relative_to(root).as_posix(), p.path, p.matrix) for p in photos]
+    else:
+        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        pictures = [Picture(p.relative_to(root).as_posix(), p) for p in files]
+    if not pictures:
+        raise InputError(f"{root}: no pictures in it or below ({', '.join(SUFFIXES)}); point data.source at the face folder")
+    return pictures
+
+
+def readable(pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
+    """The pictures that decode, and the names of those that do not; each of the latter is logged. Raises InputError if none
+    does.
+    """
+    good, bad = [], []
+    for picture in pictures:
+        try:
+            if picture.path is not None:
+                with Image.open(picture.path) as image:
+                    image.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            bad.append(picture.name)
+            log.warning("skipped %s: cannot be decoded (%s)", picture.name, error)
+        else:
+            good.append(picture)
+    if bad:
+        log.warning("%d of %d pictures skipped because they cannot be decoded", len(bad), len(pictures))
+    if not good:
+        raise InputError(
+            f"data: none of the {len(pictures)} pictures can be decoded; check the files, first {pictures[0].name}"
+        )
+    return good, bad
+
+
+def choose(
+    pictures: Sequence[Picture],
+    share: float,
+    seed: int,
+    method: str,
+    features: Callable[[Sequence[Picture]], Tensor] | None = None,
+) -> list[Picture]:
+    """``share`` of the pictures (at least one), chosen reproducibly, in their original order.
+
+    random: without replacement. k-centre: start at a random picture, then always the one farthest from all chosen (Gonzalez
+    1985, "Clustering to minimize the maximum intercluster distance"), over ``features(pictures)`` (N, D).
+    """
+    count = max(1, round(share * len(pictures)))
+    if count >= len(pictures):
+        return list(pictures)
+    generator = np.random.default_rng(seed)
+    if method == "random":
+        rows = generator.choice(len(pictures), count, replace=False)
+    else:
+        if features is None:
+            raise InputError("subset: k-centre needs features of the pictures; use the random method")
+        rows = k_centre(features(pictures), count, int(generator.integers(len(pictures))))
+    return [pictures[row] for row in sorted(int(r) for r in rows)]
+
+
+def k_centre(features: Tensor, count: int, first: int) -> NDArray[np.int64]:
+    """Greedy k-centre: rows (count,) of ``features`` (N, D), beginning with ``first``; ties go to the lower row."""
+    flat = features.flatten(1).double()
+    chosen = [first]
+    nearest = (flat - flat[first]).square().sum(1)
+    while len(chosen) < count:
+        chosen.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, (flat - flat[chosen[-1]]).square().sum(1))
+    return np.asarray(chosen, dtype=np.int64)
+
+
+def manifest_hash(pictures: Sequence[Picture]) -> str:
+    """sha256 over names and sizes of the chosen files: changes when the data does."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        size = picture.path.stat().st_size if picture.path is not None else picture.number
+        digest.update(f"{picture.name}\0{size}\n".encode())
+    return digest.hexdigest()
+
+
+def load_picture(picture: Picture, size: int) -> NDArray[np.float32]:
+    """(size, size, 3) float32 RGB in [0, 1]. Files of other shapes are cut to their middle square and resampled."""
+    if picture.path is None:
+        return draw_face(picture.number, size)
+    with Image.open(picture.path) as image:
+        image = image.convert("RGB")
+        if picture.matrix is None:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+            if side != size:
+                image = image.resize((size, size), Image.Resampling.LANCZOS)
+            return np.asarray(image, dtype=np.float32) / 255
+        pixels = np.asarray(image)
+    crop = aligned_crop(pixels, picture.matrix).permute(1, 2, 0).numpy()
+    if crop.shape[0] == size:
+        return crop
+    small = Image.fromarray((crop * 255 + 0.5).astype(np.uint8)).resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(small, dtype=np.float32) / 255
+
+
+class Faces(Dataset[dict[str, Any]]):
+    """Stream position -> ``hq`` and ``lq`` (3, S, S) in [0, 1], ``fidelity`` in [0, 1], ``index`` and ``drawn``."""
+
+    def __init__(self, pictures: Sequence[Picture], data: Data, seed: int) -> None:
+        self.pictures = list(pictures)
+        self.data = data
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Stream position -> (epoch, picture): every epoch is a permutation of its own."""
+        epoch, place = divmod(position, len(self.pictures))
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.pictures))
+        return epoch, int(order[place])
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, index = self.locate(position)
+        generator = np.random.default_rng([self.seed, 2, epoch, index])
+        sharp = load_picture(self.pictures[index], self.data.size)
+        if generator.random() < self.data.flip:
+            sharp = np.ascontiguousarray(sharp[:, ::-1])
+        fidelity = float(generator.random())
+        spoilt, drawn = degrade(sharp, generator, self.data.severity)
+        return {
+            "hq": to_tensor(sharp),
+            "lq": to_tensor(spoilt),
+            "fidelity": torch.tensor(fidelity, dtype=torch.float32),
+            "index": torch.tensor(index),
+            "drawn": parameters(drawn),
+        }
+
+
+def to_tensor(image: NDArray[np.float32]) -> Tensor:
+    """(H, W, 3) -> (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def parameters(drawn: Drawn) -> Tensor:
+    """The drawn degradation as numbers, in the order of :data:`DRAWN_PARAMETERS`."""
+    return torch.tensor([float(getattr(drawn, name)) for name in DRAWN_PARAMETERS])
+
+
+def positions(step: int, *, batch: int, accumulate: int, rank: int, world: int) -> Iterator[list[int]]:
+    """Stream positions of this process's micro-batches from optimiser ``step`` on, for ever.
+
+    Micro-batch m of rank r in step s covers ``((s * accumulate + m) * world + r) * batch`` and the ``batch - 1`` after it: two
+    processes see per step what one process sees with twice the accumulation.
+    """
+    micro = step * accumulate
+    while True:
+        start = (micro * world + rank) * batch
+        yield list(range(start, start + batch))
+        micro += 1
+
+
+class _Batches:
+    """:func:`positions` as the batch sampler a DataLoader wants."""
+
+    def __init__(self, step: int, batch: int, accumulate: int, rank: int, world: int) -> None:
+        self.arguments = {"batch": batch, "accumulate": accumulate, "rank": rank, "world": world}
+        self.step = step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return positions(self.step, **self.arguments)
+
+
+def stream(
+    faces: Faces, step: int, *, batch: int, accumulate: int, rank: int = 0, world: int = 1, workers: int | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Collated micro-batches from optimiser ``step`` on, for ever. The process's own random state is left alone."""
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        faces,
+        batch_sampler=_Batches(step, batch, accumulate, rank, world),  # type: ignore[arg-type]
+        num_workers=faces.data.workers if workers is None else workers,
+        generator=torch.Generator().manual_seed(0),
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def open_faces(
+    data: Data, seed: int, *, split: str = "train", features: Callable[[Sequence[Picture]], Tensor] | None = None
+) -> tuple[Faces, list[str]]:
+    """The training set of a config and the names of skipped files: found, subset, checked."""
+    source = data.source if split == "train" else data.validation
+    pictures = find_pictures(source, split)
+    if split == "train":
+        pictures = choose(pictures, data.subset, data.subset_seed, data.subset_method, features)
+    good, bad = readable(pictures)
+    return Faces(good, data, seed), bad
+
+
+def write_list(path: Path, pictures: Sequence[Picture]) -> None:
+    """One chosen file name a line."""
+    path.write_text("".join(f"{picture.name}\n" for picture in pictures), encoding="utf-8")

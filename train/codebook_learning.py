@@ -31,7 +31,9 @@ def flatten(features: Tensor) -> Tensor:
 
 
 def k_means(points: Tensor, clusters: int, generator: torch.Generator, iterations: int = 10) -> Tensor:
-    """Lloyd's algorithm: points (M, D) -> centres (clusters, D); starts from random points, empty clusters keep their centre."""
+    """Lloyd's algorithm: points (M, D) -> centres (clusters, D); starts from random points, empty clusters keep their
+    centre.
+    """
     choice = torch.randint(len(points), (clusters,), generator=generator)
     if len(points) >= clusters:
         choice = torch.randperm(len(points), generator=generator)[:clusters]
@@ -44,11 +46,18 @@ def k_means(points: Tensor, clusters: int, generator: torch.Generator, iteration
     return centres
 
 
-class CodebookLearner:
-    """Learns the entries of one codebook. State: moving counts (N,) and sums (N, D), saved by :meth:`state_dict`.
+POOL = 4096
+"""Features a micro-batch and process puts forward for revival, evenly spaced over its cells."""
 
-    ``reduce`` sums a tensor over all processes (identity for one process), so every rank holds the same entries;
-    revival draws from ``generator`` on features that rank 0 broadcasts through ``share``.
+
+class CodebookLearner:
+    """Learns the entries of one codebook. State: moving counts (N,) and sums (N, D) and the generator, saved by
+    :meth:`state_dict`.
+
+    :meth:`observe` takes in each micro-batch, :meth:`step` learns from all of them at once, so accumulation and processes count
+    alike. ``reduce`` sums a tensor over all processes, ``gather`` concatenates one along its rows in the order of the ranks and
+    ``share`` spreads rank 0's (all three the identity for one process): every rank then draws the same revivals and holds the
+    same entries.
     """
 
     def __init__(
@@ -59,47 +68,72 @@ class CodebookLearner:
         dead_below: float = 0.02,
         reduce: Callable[[Tensor], Tensor] = lambda t: t,
         share: Callable[[Tensor], Tensor] = lambda t: t,
+        gather: Callable[[Tensor], Tensor] = lambda t: t,
     ) -> None:
         self.codebook, self.generator, self.decay, self.dead_below = codebook, generator, decay, dead_below
-        self.reduce, self.share = reduce, share
+        self.reduce, self.share, self.gather = reduce, share, gather
         codes = codebook.codes.weight
         self.counts = torch.ones(len(codes), device=codes.device)
         self.sums = codes.detach().float().clone()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget what was observed since the last step."""
+        self._counts, self._sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
+        self._distance = self.counts.new_zeros(2)  # sum, number
+        self._pool: list[Tensor] = []
 
     @torch.no_grad()
     def start(self, features: Tensor, iterations: int = 10) -> None:
         """Set all entries by k-means over features (B, D, h, w) of high-quality latents."""
-        centres = self.share(k_means(flatten(features), len(self.counts), self.generator, iterations))
+        points = flatten(features)
+        centres = self.share(k_means(points, len(self.counts), self.generator, iterations))
         self.codebook.codes.weight.copy_(centres)
         self.counts.fill_(1.0)
         self.sums.copy_(centres)
+        self._clear()
 
     @torch.no_grad()
-    def update(self, features: Tensor, indices: Tensor, distance: Tensor) -> Usage:
-        """One step after a forward pass: features (B, D, h, w) with their nearest entries (B, h, w) and squared distances."""
+    def observe(self, features: Tensor, indices: Tensor, distance: Tensor) -> None:
+        """Take in a forward pass: features (B, D, h, w) with their nearest entries (B, h, w) and squared distances."""
         flat, nearest = flatten(features), indices.reshape(-1)
-        counts = self.reduce(torch.bincount(nearest, minlength=len(self.counts)).float())
-        sums = self.reduce(torch.zeros_like(self.sums).index_add_(0, nearest, flat))
+        self._counts += torch.bincount(nearest, minlength=len(self.counts)).float()
+        self._sums.index_add_(0, nearest, flat)
+        self._distance += torch.stack([distance.detach().float().sum(), distance.new_tensor(float(distance.numel())).float()])
+        self._pool.append(flat[:: max(1, len(flat) // POOL)][:POOL])
+
+    @torch.no_grad()
+    def step(self) -> Usage:
+        """Learn from everything observed since the last step, on all processes together."""
+        counts, sums, total = self.reduce(self._counts), self.reduce(self._sums), self.reduce(self._distance)
+        pool = self.gather(torch.cat(self._pool))
+        self._clear()
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
 
         share = counts / counts.sum().clamp_min(1)
         perplexity = float(torch.exp(-(share * share.clamp_min(1e-10).log()).sum()))
         # An entry is dead when its moving count is below a small share of an even split.
-        dead = self.counts < self.dead_below * counts.sum() / len(counts)
-        pick = torch.randint(len(flat), (len(self.counts),), generator=self.generator)
-        fresh = self.share(flat[pick.to(flat.device)])
         even = counts.sum() / len(counts)
+        dead = self.counts < self.dead_below * even
+        pick = torch.randint(len(pool), (len(self.counts),), generator=self.generator)
         self.counts = torch.where(dead, even, self.counts)
-        self.sums = torch.where(dead[:, None], fresh * even, self.sums)
+        self.sums = torch.where(dead[:, None], pool[pick.to(pool.device)] * even, self.sums)
 
         self.codebook.codes.weight.copy_(self.sums / self.counts.clamp_min(1e-6)[:, None])
-        total = self.reduce(torch.stack([distance.detach().float().sum(), distance.new_tensor(float(distance.numel())).float()]))
         self.codebook.spread.lerp_(total[0] / total[1], 1 - self.decay)
         return Usage(perplexity, 1 - float(dead.float().mean()), int(dead.sum()))
 
+    def update(self, features: Tensor, indices: Tensor, distance: Tensor) -> Usage:
+        """:meth:`observe` one forward pass and :meth:`step`."""
+        self.observe(features, indices, distance)
+        return self.step()
+
     def state_dict(self) -> dict[str, Tensor]:
-        return {"counts": self.counts, "sums": self.sums}
+        return {"counts": self.counts, "sums": self.sums, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.counts, self.sums = state["counts"].clone(), state["sums"].clone()
+        if "generator" in state:
+            self.generator.set_state(state["generator"])
+        self._clear()

@@ -24,7 +24,7 @@ class Adapter:
         self.network, self.spec = network, spec
 
     def __call__(self, latents: Tensor, fidelity: float) -> Alignment:
-        """Latents (B, C, h, w) UNet-scaled, h and w multiples of 4; fidelity in [0, 1], 1 = stay as close to the input as possible.
+        """Latents (B, C, h, w) UNet-scaled, h and w multiples of 4; fidelity in [0, 1], 1 = stay closest to the input.
 
         Raises InputError for another latent family, NaN, or a fidelity out of range.
         """
@@ -40,7 +40,7 @@ class Adapter:
 
 
 def open_adapter(path: Path | None = None, device: torch.device | str = "cpu") -> Adapter:
-    """The adapter file at ``path`` (None = the bundled starter adapter for SD 1.x/2.x latents), frozen, float32, on ``device``."""
+    """The adapter file at ``path`` (None = the bundled one for SD 1.x/2.x latents), frozen, float32, on ``device``."""
     path = bundled("adapter") if path is None else Path(path)
     stored = checkpoint.load(path, "adapter")
     network = checkpoint.restore_network(AdapterNet(**stored.config), stored, path)

@@ -37,7 +37,7 @@ class Checkpoint:
 
 
 def save(path: Path, kind: str, network: nn.Module, config: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> None:
-    """Write ``network`` as fp16 safetensors (integer tensors keep their type). Atomic: a reader sees the old file or the new one."""
+    """Write ``network`` as fp16 safetensors (integers keep their type). Atomic: a reader sees the old file or the new one."""
     if kind not in KINDS:
         raise CheckpointError(f"checkpoint kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     tensors = {

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import InputError
-from .geometry import CROP_SIZE, FFHQ_TEMPLATE, crop_bounds, invert, scale_of, similarity
+from .geometry import CROP_SIZE, FFHQ_TEMPLATE, compose, crop_bounds, invert, scale_of, similarity
+from .resample import resample
 from .types import Face, Matrix, Point
 
 
@@ -42,30 +43,18 @@ def crop_faces(images: Tensor, faces: Sequence[Face]) -> Tensor:
 
 
 def warp(image: Tensor, matrix: Matrix, size: int) -> Tensor:
-    """(C, H, W) -> (C, size, size) through ``matrix`` (image -> crop, pixels); bicubic, border replicated, result clamped to [0, 1]."""
+    """(C, H, W) -> (C, size, size) through ``matrix`` (image -> crop, pixels); bicubic, border replicated, within [0, 1]."""
     height, width = image.shape[-2:]
-    x0, y0, x1, y1 = crop_bounds(matrix, (height, width), size, margin=4)
+    to_image = invert(matrix)
+    # The low-pass filter for shrinking reads two crop pixels to each side, bicubic sampling two photo pixels more.
+    margin = 4 + math.ceil(2 * scale_of(to_image))
+    x0, y0, x1, y1 = crop_bounds(matrix, (height, width), size, margin)
     if x1 <= x0 or y1 <= y0:  # the crop lies wholly outside: the nearest border pixels are all there is
         x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
         x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
     region = image[:, y0:y1, x0:x1].float()
-    # Shrink by whole area averaging first when one crop pixel covers several photo pixels; grid_sample reads 4x4 only.
-    shrink = 1.0 / scale_of(matrix)
-    rows, columns = region.shape[-2:]
-    if shrink > 1.0:
-        new = (max(1, math.ceil(rows / shrink)), max(1, math.ceil(columns / shrink)))
-        region = F.interpolate(region[None], size=new, mode="bicubic", antialias=True, align_corners=False)[0]
-    ys, xs = region.shape[-2] / rows, region.shape[-1] / columns
-
-    inverse = torch.tensor(invert(matrix), dtype=torch.float64, device=image.device)
-    axis = torch.arange(size, dtype=torch.float64, device=image.device)
-    gy, gx = torch.meshgrid(axis, axis, indexing="ij")
-    sx = inverse[0, 0] * gx + inverse[0, 1] * gy + inverse[0, 2] - x0
-    sy = inverse[1, 0] * gx + inverse[1, 1] * gy + inverse[1, 2] - y0
-    # Pixel centres -> grid_sample's [-1, 1] with align_corners=False, where -1 is the left edge of the first pixel.
-    grid = torch.stack([(sx + 0.5) * xs * 2 / region.shape[-1] - 1, (sy + 0.5) * ys * 2 / region.shape[-2] - 1], dim=-1)
-    sampled = F.grid_sample(region[None], grid[None].float(), mode="bicubic", padding_mode="border", align_corners=False)[0]
-    return sampled.clamp(0, 1).to(image.dtype)
+    to_region = compose(((1.0, 0.0, -float(x0)), (0.0, 1.0, -float(y0))), to_image)
+    return resample(region, to_region, (size, size)).clamp(0, 1).to(image.dtype)
 
 
 def template_crops(crops: Tensor, template: Sequence[Point], size: int) -> Tensor:

@@ -6,7 +6,7 @@ image -detect-> faces -crop-> crops -encode-> z_lq -align-> z_al -prior-> z -dec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Parts:
     prior: Prior | None = None
     embedder: Embedder | None = None
     parser: Parser | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     sampler: Sampler | None = None
 
 
@@ -45,7 +45,7 @@ class Restoration:
     images: Tensor
     """(B, 3, H, W) in [0, 1], same size, dtype and device as the input. Rows without faces are bit-identical to the input."""
     faces: tuple[Face, ...]
-    """All faces of all rows, placed, with ``identity`` set when an embedder was at hand; ordered by row, then by the chosen order."""
+    """All faces of all rows, placed, ``identity`` set when an embedder was at hand; by row, then in the chosen order."""
     masks: Tensor
     """(B, 1, H, W) in [0, 1]: where the images were changed."""
 
@@ -64,7 +64,8 @@ def restore_faces(
 ) -> Restoration:
     """Detect, restore and paste back every face of a batch of photos of one size.
 
-    images: (B, 3, H, W) float RGB in [0, 1], any device. boxes: per photo, hand-given face boxes that replace the detector's search.
+    images: (B, 3, H, W) float RGB in [0, 1], any device. boxes: per photo, hand-given face boxes instead of
+    the detector's search.
     No face is a result, not an error: that photo comes back bit-identical, as does every photo at strength 0.
     """
     check_images(images)

@@ -57,7 +57,7 @@ class RestoreSettings:
     )  # fmt: skip
     sort: str = option(
         "area", "Order of faces",
-        "area = largest first, x = left to right, y = top to bottom, score = surest first, centre = nearest to the middle first.",
+        "area = largest first, x = left to right, y = top to bottom, score = surest first, centre = most central first.",
         choices=SORTS,
     )  # fmt: skip
     top_k: int = option(
@@ -97,7 +97,7 @@ class RestoreSettings:
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
     grain: float = option(
-        0.0, "Grain match", "How much of the photo's own grain is put on the restored face: 0 = none, 1 = as grainy as the photo.",
+        0.0, "Grain match", "How much of the photo's grain is put on the restored face: 0 = none, 1 = as grainy as the photo.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
     identity_warning: float = option(
@@ -152,6 +152,7 @@ def check(f: Field[Any], value: Any) -> None:
         raise SettingsError(f"{f.name}: expected {kind.__name__}, got {value!r}")
     if known.choices is not None and value not in known.choices:
         raise SettingsError(f"{f.name}: expected one of {', '.join(known.choices)}, got {value!r}")
-    if number and known.low is not None and known.high is not None:
-        if not (math.isfinite(value) and known.low <= value <= known.high):
-            raise SettingsError(f"{f.name}: expected {known.low} to {known.high}, got {value!r}")
+    if not number or known.low is None or known.high is None:
+        return
+    if not (math.isfinite(value) and known.low <= value <= known.high):
+        raise SettingsError(f"{f.name}: expected {known.low} to {known.high}, got {value!r}")

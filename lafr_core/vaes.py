@@ -65,8 +65,8 @@ def open_vae(path: Path | None = None, device: torch.device | str = "cpu") -> Va
     """The autoencoder at ``path``, in eval mode, frozen, float32, on ``device``.
 
     None = the bundled starter VAE. A folder = a diffusers VAE folder (``config.json`` naming AutoencoderKL or
-    AutoencoderTiny). A single .safetensors file = a LAFR vae file or an SD 1.x/2.x AutoencoderKL, in diffusers' or in the original
-    layout. Raises CheckpointError, MissingPackageError.
+    AutoencoderTiny). A single .safetensors file = a LAFR vae file or an SD 1.x/2.x AutoencoderKL, in diffusers' or the original layout.
+    Raises CheckpointError, MissingPackageError.
     """
     path = bundled("vae") if path is None else Path(path)
     if path.is_dir():
@@ -109,13 +109,19 @@ def _from_single_file(path: Path, device: torch.device | str) -> Vae:
     if any(name.startswith(prefix) for name in tensors):  # a whole checkpoint: keep its VAE only
         tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     if "decoder.conv_in.weight" not in tensors:
-        raise CheckpointError(f"{path}: expected a LAFR vae file or an SD AutoencoderKL, got tensors such as {sorted(tensors)[:2]}")
+        raise CheckpointError(
+            f"{path}: expected a LAFR vae file or an SD AutoencoderKL, got tensors such as {sorted(tensors)[:2]}"
+        )
     latent_channels = tensors["decoder.conv_in.weight"].shape[1]
     if latent_channels != 4:
-        raise CheckpointError(f"{path}: expected an SD VAE with 4 latent channels, got {latent_channels}; pass its diffusers folder")
+        raise CheckpointError(
+            f"{path}: expected an SD VAE with 4 latent channels, got {latent_channels}; pass its diffusers folder"
+        )
     network = _diffusers().AutoencoderKL(**_SD_VAE)
     try:
-        network.load_state_dict({_diffusers_name(name): _as_linear(name, t.float()) for name, t in tensors.items()}, strict=True)
+        network.load_state_dict(
+            {_diffusers_name(name): _as_linear(name, t.float()) for name, t in tensors.items()}, strict=True
+        )
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its tensors are not those of the SD 1.x/2.x VAE ({error})") from error
     return KlVae(network.to(device).eval().requires_grad_(False), family("sd"))
@@ -156,7 +162,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _spec_of(config: dict[str, Any], folder: Path) -> LatentSpec:
-    """The latent family of a VAE folder, told by channels and scale. AutoencoderTiny carries no scale: 4 channels count as SD."""
+    """The latent family of a VAE folder, told by channels and scale. AutoencoderTiny has no scale: 4 channels mean SD."""
     channels = config.get("latent_channels", 4)
     scale = config.get("scaling_factor", 0.18215)
     for spec in FAMILIES.values():
@@ -177,7 +183,9 @@ def _diffusers() -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise MissingPackageError("this VAE needs diffusers: pip install diffusers, or leave the VAE out to use the starter") from error
+        raise MissingPackageError(
+            "this VAE needs diffusers: pip install diffusers, or leave the VAE out to use the starter"
+        ) from error
     return diffusers
 
 

@@ -133,14 +133,23 @@ def train_codebook(args: argparse.Namespace) -> None:
         optimizer.step()
         usage = learner.update(features.code, match.indices, match.distance) if match is not None else None
         if (step + 1) % 25 == 0:
-            log.info("codebook %d l1 %.4f commit %.4f %s %.2f s/step", step + 1, loss.item(), commit.item(), usage, (time.time() - started) / (step + 1))
+            log.info(
+                "codebook %d l1 %.4f commit %.4f %s %.2f s/step",
+                step + 1,
+                loss.item(),
+                commit.item(),
+                usage,
+                (time.time() - started) / (step + 1),
+            )
     checkpoint.save(args.out / "codebook.safetensors", "adapter", network, network.config, {"stage": "codebook"})
 
 
 class Validation:
     """Fixed degraded crops of some validation faces with their sharp latents; scores the two nets as a user would run them."""
 
-    def __init__(self, data: Path, vae: StarterVaeNet, every: int, severities: tuple[str, ...] = ("mild", "medium", "severe")) -> None:
+    def __init__(
+        self, data: Path, vae: StarterVaeNet, every: int, severities: tuple[str, ...] = ("mild", "medium", "severe")
+    ) -> None:
         photos = read_split(data, "val")[::every]
         self.vae = vae
         self.cases: dict[str, list[tuple[Tensor, Tensor]]] = {severity: [] for severity in severities}
@@ -191,11 +200,15 @@ def train_joint(args: argparse.Namespace) -> None:
     checkpoint.restore_network(adapter, checkpoint.load(source, "adapter"), source)
     if args.init_prior:
         checkpoint.restore_network(prior, checkpoint.load(args.init_prior, "prior"), args.init_prior)
-    nets = nn.ModuleDict({"adapter": adapter, "prior": prior}).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    nets = (
+        nn.ModuleDict({"adapter": adapter, "prior": prior}).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    )
     adapter.codebook.codes.requires_grad_(False)
     anchors = copy.deepcopy(adapter.extractor).eval().requires_grad_(False)  # F of the codebook stage tells the right entries
     slow = copy.deepcopy(nets).requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        [p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99)
+    )
 
     first = 0
     state_file = args.out / "state.pt"
@@ -206,7 +219,13 @@ def train_joint(args: argparse.Namespace) -> None:
         log.info("resumed at step %d", first)
     pairs = Pairs(read_split(args.data, "train"), args.steps * args.batch, args.seed, "mixed", start=0)
     pairs.start, pairs.length = first * args.batch, (args.steps - first) * args.batch
-    loader = DataLoader(pairs, batch_size=args.batch, num_workers=args.workers, prefetch_factor=4, worker_init_fn=lambda _: torch.set_num_threads(1))
+    loader = DataLoader(
+        pairs,
+        batch_size=args.batch,
+        num_workers=args.workers,
+        prefetch_factor=4,
+        worker_init_fn=lambda _: torch.set_num_threads(1),
+    )
     fidelities = torch.Generator().manual_seed(args.seed + first)
     started, best = time.time(), -math.inf
     totals: dict[str, float] = {}
@@ -254,17 +273,25 @@ def train_joint(args: argparse.Namespace) -> None:
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             scores = {f"f{f:g}": validation(slow["adapter"], slow["prior"], f) for f in (1.0, 0.5)}
             log.info("validation %d %s", step + 1, json.dumps(scores))
-            notes = {"licence": "MIT", "step": str(step + 1), "training": json.dumps({k: str(v) for k, v in vars(args).items()}), "validation": json.dumps(scores)}
+            notes = {
+                "licence": "MIT",
+                "step": str(step + 1),
+                "training": json.dumps({k: str(v) for k, v in vars(args).items()}),
+                "validation": json.dumps(scores),
+            }
             for kind in ("adapter", "prior"):
                 checkpoint.save(args.out / f"{kind}.safetensors", kind, slow[kind], slow[kind].config, notes)
             best = max(best, scores["f1"]["medium_psnr_matched"])
             part = state_file.with_suffix(".part")
-            torch.save({"nets": nets.state_dict(), "slow": slow.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, part)
+            torch.save(
+                {"nets": nets.state_dict(), "slow": slow.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
+                part,
+            )
             part.replace(state_file)
 
 
 def identity_loss(teacher: nn.Module, result: Tensor, target: Tensor) -> Tensor:
-    """1 - cosine of the teacher's embeddings plus L1 of its feature maps, for windows (B, 3, 400, 400) around the identity crop."""
+    """1 - cosine of the teacher's embeddings plus L1 of its feature maps; windows (B, 3, 400, 400)."""
     faces = identity_crop(torch.cat([result, target]))
     with amp():
         embedding, maps = teacher.with_features(faces)

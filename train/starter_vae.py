@@ -46,7 +46,7 @@ def teacher_encoder(folder: Path) -> nn.Module:
 
 @torch.no_grad()
 def cached(data: Path, teacher: Path, cache: Path, degraded: int, seed: int) -> tuple[NDArray[np.uint8], Tensor]:
-    """All training crops (N, 512, 512, 3) uint8, sharp ones first, then ``degraded`` degraded ones, with the teacher's latents."""
+    """All training crops (N, 512, 512, 3) uint8, then ``degraded`` degraded ones, with the teacher's latents."""
     cache.mkdir(parents=True, exist_ok=True)
     files = {name: cache / name for name in ("train_hq.npy", "train_lq.npy", "train_hq_z.pt", "train_lq_z.pt")}
     if not all(file.is_file() for file in files.values()):
@@ -122,7 +122,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[logging.StreamHandler(), logging.FileHandler(args.out / "log.txt")])
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        handlers=[logging.StreamHandler(), logging.FileHandler(args.out / "log.txt")],
+    )
     log.info("%s", vars(args))
 
     pixels, latents = cached(args.data, args.teacher, args.cache, args.degraded, seed=args.seed + 1)
@@ -149,9 +153,13 @@ def main() -> None:
             group["lr"] = rate
         rows = generator.integers(0, len(pixels), args.batch)
         ys, xs = generator.integers(0, (512 - PATCH) // 8 + 1, (2, args.batch))
-        x = to_tensor(np.stack([pixels[r, y * 8 : y * 8 + PATCH, c * 8 : c * 8 + PATCH] for r, y, c in zip(rows, ys, xs, strict=True)]))
+        x = to_tensor(
+            np.stack([pixels[r, y * 8 : y * 8 + PATCH, c * 8 : c * 8 + PATCH] for r, y, c in zip(rows, ys, xs, strict=True)])
+        )
         cells = PATCH // 8
-        z_teacher = torch.stack([latents[r, :, y : y + cells, c : c + cells] for r, y, c in zip(rows, ys, xs, strict=True)]).float()
+        z_teacher = torch.stack(
+            [latents[r, :, y : y + cells, c : c + cells] for r, y, c in zip(rows, ys, xs, strict=True)]
+        ).float()
         with torch.autocast("cpu", torch.bfloat16):
             z = network.encoder(x)
             decoded = network.decoder(torch.cat([z, z_teacher.to(z.dtype)])).float()
@@ -167,13 +175,24 @@ def main() -> None:
             for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
         if (step + 1) % 50 == 0:
-            log.info("step %d latent %.4f own %.4f cross %.4f  %.2f s/step", step + 1, latent, own, cross, (time.time() - started) / (step + 1))
+            log.info(
+                "step %d latent %.4f own %.4f cross %.4f  %.2f s/step",
+                step + 1,
+                latent,
+                own,
+                cross,
+                (time.time() - started) / (step + 1),
+            )
         if (step + 1) % 300 == 0 or step + 1 == args.steps:
             scores = validate(average, val, val_latents)
             log.info("validation %s", json.dumps(scores))
             if scores["psnr"] > best:
                 best = scores["psnr"]
-                notes = {"training": json.dumps({k: str(v) for k, v in vars(args).items()}), "licence": "MIT", "validation": json.dumps(scores)}
+                notes = {
+                    "training": json.dumps({k: str(v) for k, v in vars(args).items()}),
+                    "licence": "MIT",
+                    "validation": json.dumps(scores),
+                }
                 checkpoint.save(args.out / "vae.safetensors", "vae", average, average.config, notes)
 
 

@@ -18,7 +18,9 @@ from .blocks import Residual, Up, conv
 class LatentEncoder(nn.Module):
     """(B, 3, H, W) in [0, 1] -> UNet-scaled latents (B, channels, H/8, W/8)."""
 
-    def __init__(self, channels: int = 4, fine: int = 64, coarse: int = 128, fine_blocks: int = 3, coarse_blocks: int = 4) -> None:
+    def __init__(
+        self, channels: int = 4, fine: int = 64, coarse: int = 128, fine_blocks: int = 3, coarse_blocks: int = 4
+    ) -> None:
         super().__init__()
         self.stem = conv(48, fine)
         self.fine = nn.Sequential(*(Residual(fine) for _ in range(fine_blocks)))
@@ -35,7 +37,9 @@ class LatentEncoder(nn.Module):
 class LatentDecoder(nn.Module):
     """UNet-scaled latents (B, channels, h, w) -> (B, 3, 8h, 8w), about [0, 1] and not clamped."""
 
-    def __init__(self, channels: int = 4, fine: int = 64, coarse: int = 128, fine_blocks: int = 4, coarse_blocks: int = 4) -> None:
+    def __init__(
+        self, channels: int = 4, fine: int = 64, coarse: int = 128, fine_blocks: int = 4, coarse_blocks: int = 4
+    ) -> None:
         super().__init__()
         self.stem = conv(channels, coarse)
         self.coarse = nn.Sequential(*(Residual(coarse) for _ in range(coarse_blocks)))

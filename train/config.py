@@ -63,7 +63,7 @@ class Models:
     """Weights a run starts from."""
 
     vae: str = ""
-    """VAE folder or file; empty = the starter VAE of this repository; ``blocks`` = 8x8 pixel averages, for smoke runs only."""
+    """VAE folder or file; empty = the starter VAE of this repository."""
     family: str = "sd"
     unet: str = ""
     """diffusers UNet (or pipeline) folder for the prior's LoRA; empty = train the small starter prior instead."""
@@ -211,6 +211,8 @@ class Log:
     save_every: int = 500
     keep: int = 3
     """How many checkpoints stay; the oldest go first."""
+    plots: bool = True
+    """Draw curves.png beside the checkpoints at every save."""
     resume: bool = True
     """Continue from the newest checkpoint in ``out``; false refuses a folder that holds one."""
 

@@ -1,0 +1,168 @@
+"""Checkpoints on disk: one folder a step, written under a temporary name and renamed, so a reader never sees half of one.
+
+``out/<stage>/step_00000500/`` holds ``state.pt`` (weights, average, optimiser, generators; plain tensors and numbers),
+``config.yaml`` (resolved) and ``run.json`` (stage, seed, data manifest hash, git revision, versions).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lafr_core.errors import CheckpointError
+from train.config import Config, dump, from_mapping, read_yaml, to_mapping
+
+STATE, CONFIG, RUN = "state.pt", "config.yaml", "run.json"
+_NAME = re.compile(r"step_(\d{8})")
+
+
+def identity(stage: str, config: Config, manifest: str) -> dict[str, Any]:
+    """What must agree between a checkpoint and the run that resumes it. Paths, logging and step counts may change."""
+    plain = to_mapping(config)
+    data = {key: value for key, value in plain["data"].items() if key not in ("workers", "source", "validation")}
+    optimised = {k: v for k, v in plain.get(stage, {}).items() if k != "steps"}
+    return {
+        "stage": stage,
+        "seed": config.seed,
+        "data": data,
+        "manifest": manifest,
+        "network": plain["network"],
+        "loss": {key: value for key, value in plain["loss"].items() if not key.endswith("_weights")},
+        "optimised": optimised,
+    }
+
+
+def write(folder: Path, step: int, state: Mapping[str, Any], config: Config, identity: Mapping[str, Any]) -> Path:
+    """Write ``step``'s checkpoint into ``folder`` and return its path. On any error nothing of it remains."""
+    final = folder / f"step_{step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    temporary.mkdir()
+    try:
+        torch.save(dict(state), temporary / STATE)
+        (temporary / CONFIG).write_text(dump(config), encoding="utf-8")
+        run = {**identity, "step": step, "revision": revision(), "torch": torch.__version__}
+        (temporary / RUN).write_text(json.dumps(run, indent=1), encoding="utf-8")
+        for file in temporary.iterdir():
+            _flush(file)
+        if final.exists():  # left by a run that went further than the checkpoint it was resumed from
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        _flush(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def read(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The state in ``path``. Raises CheckpointError when it cannot be read or belongs to another stage or run, naming what
+    differs.
+    """
+    run = run_of(path)
+    if run.get("stage") != expected["stage"]:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of the {expected['stage']} stage, got one of {run.get('stage')!r}"
+        )
+    different = [key for key, value in expected.items() if run.get(key) != json.loads(json.dumps(value))]
+    if different:
+        key = different[0]
+        raise CheckpointError(
+            f"{path}: this run's {key} differs from the checkpoint's ({_difference(run.get(key), expected[key])}); "
+            "resume with the same settings, or choose another log.out"
+        )
+    return load_state(path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The tensors and numbers of a checkpoint, on the CPU. Raises CheckpointError when they cannot be read."""
+    try:
+        return torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no narrower class for a damaged file
+        raise CheckpointError(f"{path}: its {STATE} cannot be read ({error}); use an older checkpoint") from error
+
+
+def open_checkpoint(where: str | Path, stage: str) -> tuple[Path, Config, dict[str, Any]]:
+    """The newest checkpoint of ``stage`` at ``where``: a checkpoint folder, a stage folder or a run folder.
+
+    Returns its path, its config and its state. Raises CheckpointError when there is none, or it is of another stage.
+    """
+    where = Path(where)
+    path = where if (where / RUN).is_file() else newest(where / stage) or newest(where)
+    if path is None:
+        raise CheckpointError(
+            f"{where}: expected a {stage} checkpoint (step_…/{STATE}) there, found none; train that stage first"
+        )
+    found = run_of(path).get("stage")
+    if found != stage:
+        raise CheckpointError(f"{path}: expected a checkpoint of the {stage} stage, got one of {found!r}; give the {stage} run")
+    return path, from_mapping(read_yaml(path / CONFIG)), load_state(path)
+
+
+def run_of(path: Path) -> dict[str, Any]:
+    """The ``run.json`` of a checkpoint."""
+    try:
+        return dict(json.loads((path / RUN).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a checkpoint folder with {RUN} ({error}); check the path") from error
+
+
+def newest(folder: Path) -> Path | None:
+    """The complete checkpoint with the highest step, or None."""
+    found = steps(folder)
+    return found[-1] if found else None
+
+
+def steps(folder: Path) -> list[Path]:
+    """All complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / STATE).is_file() and (p / RUN).is_file())
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints."""
+    for path in steps(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted save left behind."""
+    for path in folder.glob(".step_*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def revision() -> str:
+    """The git revision of this checkout, with ``+`` when it is modified; ``unknown`` outside git."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed.strip() else "")
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [k for k in {**found, **wanted} if found.get(k) != json.loads(json.dumps(wanted.get(k)))]
+        return ", ".join(f"{k}: {wanted.get(k)!r} here, {found.get(k)!r} there" for k in keys)
+    return f"{wanted!r} here, {found!r} there"
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file or a folder's entries are on the disk before anything is renamed over them."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,265 @@
+"""The training loop all stages share: prepare, accumulate, clip, step, average, log, save, resume. It knows no task.
+
+A task brings its model and says how to lose on a batch (:class:`Task`). Samples are addressed by step (train.data), every
+other draw comes from a generator in the task's state, and a checkpoint holds all of it: a killed run resumes to the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lafr_core.errors import LafrError, MissingPackageError
+from train import checkpoints, journal
+from train.config import Config, Stage
+from train.data import Faces, manifest_hash, stream, write_list
+
+log = logging.getLogger("train.loop")
+
+
+class TrainingError(LafrError):
+    """A run that must not go on: a loss that is not finite, a full disk, a checkpoint of another run."""
+
+
+class Task(Protocol):
+    """One stage. ``model`` is what is trained; its parameters without ``requires_grad`` are left alone."""
+
+    name: str
+    model: nn.Module
+
+    def begin(self, model: nn.Module, faces: Faces, step: int) -> None:
+        """Called before every optimiser step; the place for what happens at certain steps only, such as k-means."""
+        ...
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weighted terms of one micro-batch; their sum is minimised. Draws nothing from global generators."""
+        ...
+
+    def finish(self) -> dict[str, float]:
+        """Called after every optimiser step; returns further readings to log."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """Everything of the model that training changes, by name."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        """Further state (counts, generators): plain tensors and numbers."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None: ...
+
+    def sample(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Restored pictures (B, 3, S, S) for the sample sheet, with the averaged weights in place; None = none to show."""
+        ...
+
+
+class Average:
+    """Exponential moving average of the trained parameters; decay(t) = min(decay, (1 + t) / (10 + t)), so early steps count."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.slow = {name: p.detach().clone() for name, p in self.live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        keep = min(self.decay, (1 + step) / (10 + step))
+        for name, p in self.live.items():
+            self.slow[name].lerp_(p, 1 - keep)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model carries the averaged weights inside the ``with``, its own again afterwards."""
+        own = {name: p.detach().clone() for name, p in self.live.items()}
+        try:
+            self._set(self.slow)
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, p in self.live.items():
+            p.copy_(values[name])
+
+
+def rate(step: int, stage: Stage) -> float:
+    """Learning rate of optimiser ``step``: linear warm-up, then a cosine down to ``final * lr``."""
+    warm = min(1.0, (step + 1) / max(1, stage.warmup))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / stage.steps)))
+    return stage.lr * warm * (stage.final + (1 - stage.final) * cosine)
+
+
+def train(task: Task, stage: Stage, config: Config, faces: Faces, validation: Faces | None = None) -> Path:
+    """Run ``stage.steps`` optimiser steps (less what a checkpoint has done already) and return the last checkpoint's folder.
+
+    Raises TrainingError when a term stops being finite: the last good checkpoint stays.
+    """
+    accelerator = make_accelerator(stage, config)
+    folder = Path(config.log.out) / task.name
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.sweep(folder)
+        write_list(folder / "files.txt", faces.pictures)
+    accelerator.wait_for_everyone()
+
+    optimizer = make_optimizer(task.model, stage)
+    model, optimizer = accelerator.prepare(task.model, optimizer)
+    average = Average(task.model, stage.ema)
+    identity = checkpoints.identity(task.name, config, manifest_hash(faces.pictures))
+    step = 0
+    newest = checkpoints.newest(folder)
+    if newest is not None and not config.log.resume:
+        raise TrainingError(f"{folder}: holds checkpoints already and log.resume is false; choose another log.out or resume")
+    if newest is not None:
+        step = load(newest, task, optimizer, average, accelerator, identity)
+        log.info("resumed %s at step %d", newest, step)
+
+    world, rank = accelerator.num_processes, accelerator.process_index
+    batches = stream(faces, step, batch=stage.batch, accumulate=stage.accumulate, rank=rank, world=world)
+    diary = journal.Journal(folder, config, stage, step, accelerator)
+    last = newest
+    model.train()
+    while step < stage.steps:
+        task.begin(model, faces, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, stage)
+        for _ in range(stage.accumulate):
+            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
+            with accelerator.accumulate(model):
+                with accelerator.autocast():
+                    terms = task.losses(model, batch)
+                check_finite(terms, step, last)
+                diary.add(terms, batch)
+                accelerator.backward(torch.stack(list(terms.values())).sum())
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], stage.clip)
+                    if accelerator.scaler is None:  # with a scaler an infinite norm is a skipped step, not an error
+                        check_finite({"gradient": norm}, step, last)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        average.update(step)
+        readings = task.finish()
+        step += 1
+        diary.step(step, rate(step - 1, stage), readings)
+        if (
+            validation is not None
+            and (step % config.log.sample_every == 0 or step == stage.steps)
+            and accelerator.is_main_process
+        ):
+            with average.in_place(), torch.no_grad():
+                diary.sheet(step, task, validation, accelerator.device)
+            model.train()
+        if step % config.log.save_every == 0 or step == stage.steps:
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                last = save(folder, step, task, optimizer, average, accelerator, config, identity)
+                if config.log.plots:
+                    diary.plot()
+            accelerator.wait_for_everyone()
+    diary.close()
+    return checkpoints.newest(folder) or folder
+
+
+def save(
+    folder: Path,
+    step: int,
+    task: Task,
+    optimizer: Any,
+    average: Average,
+    accelerator: Any,
+    config: Config,
+    identity: Mapping[str, Any],
+) -> Path:
+    """Write the checkpoint of ``step``; the previous ones stay intact whatever happens, the oldest go afterwards."""
+    state = {
+        "step": step,
+        "weights": task.weights(),
+        "average": average.slow,
+        "optimizer": optimizer.state_dict(),
+        "task": task.state(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    try:
+        path = checkpoints.write(folder, step, state, config, identity)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise TrainingError(
+            f"{folder}: the checkpoint of step {step} could not be written ({error}); free space and resume"
+        ) from error
+    checkpoints.prune(folder, config.log.keep)
+    return path
+
+
+def load(path: Path, task: Task, optimizer: Any, average: Average, accelerator: Any, identity: Mapping[str, Any]) -> int:
+    """Put a checkpoint's state back everywhere and return its step. Raises CheckpointError for one of another stage or run."""
+    state = checkpoints.read(path, identity)
+    task.load_weights(state["weights"])
+    for name, slow in average.slow.items():
+        slow.copy_(state["average"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    task.load_state(state["task"])
+    if accelerator.scaler is not None and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([t.cpu() for t in state["cuda"]])
+    return int(state["step"])
+
+
+def check_finite(terms: Mapping[str, Tensor], step: int, last: Path | None) -> None:
+    """Raise TrainingError naming the first term that is NaN or infinite."""
+    for name, value in terms.items():
+        if not bool(torch.isfinite(value.detach()).all()):
+            kept = f"the last good checkpoint is {last}" if last is not None else "no checkpoint had been written yet"
+            raise TrainingError(
+                f"step {step}: the {name} term is {float(value.detach().float().mean())}; stopped, {kept}. Lower the "
+                "learning rate, or use bf16 or no "
+                "instead of fp16 for precision"
+            )
+
+
+def make_accelerator(stage: Stage, config: Config) -> Any:
+    """The Accelerator of a run: precision, accumulation and tracker from the config, devices from the launcher."""
+    from accelerate import Accelerator
+
+    tracker = journal.available_tracker(config.log.tracker)
+    return Accelerator(
+        gradient_accumulation_steps=stage.accumulate,
+        mixed_precision=stage.precision,
+        log_with=tracker,
+        project_dir=config.log.out if tracker == "tensorboard" else None,
+    )
+
+
+def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW over the parameters that learn; the 8-bit one needs bitsandbytes and says so."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if stage.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise MissingPackageError(
+                "optimizer adamw8bit needs bitsandbytes and CUDA; install it, or set optimizer adamw"
+            ) from error
+        return AdamW8bit(parameters, lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.99))
+    return torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.99))
+
+
+def describe(task: Task) -> str:
+    """One line for the log: how many parameters learn."""
+    learning = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    return json.dumps({"stage": task.name, "trainable_parameters": learning, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})

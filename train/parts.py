@@ -1,0 +1,184 @@
+"""The frozen models around what a stage trains: autoencoder, adapter, Stable Diffusion UNet with its LoRA, from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lafr_core import checkpoint
+from lafr_core.errors import CheckpointError, MissingPackageError
+from lafr_core.networks.adapter import AdapterNet
+from lafr_core.networks.prior import PriorNet
+from lafr_core.prediction import Prediction, alphas_cumprod, to_sample
+from lafr_core.sd_prior import find_context, load_unet, prediction_of
+from lafr_core.types import Vae
+from lafr_core.vaes import KlVae, StarterVae, TinyVae, open_vae
+from train import checkpoints
+from train.config import Config, PriorStage
+from train.data import Picture, load_picture, to_tensor
+
+LORA_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("conv_in", "conv1", "conv2", "conv_shortcut", "conv_out", "downsamplers.0.conv", "upsamplers.0.conv"),
+)
+"""Attention projections and convolutions. The projections around the transformers stay out: with them, SD 2.1's LoRA and the
+adapter together would exceed 7.5 M parameters."""
+
+
+_STORAGE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def vae_of(config: Config, device: torch.device) -> Vae:
+    """The config's autoencoder, frozen. Raises CheckpointError when its latents are of another family than the config's."""
+    vae = open_vae(Path(config.models.vae) if config.models.vae else None, device)
+    if vae.spec.name != config.models.family:
+        raise CheckpointError(f"models.vae: expected latents of family {config.models.family!r}, got {vae.spec.name!r}")
+    return vae
+
+
+def decoder_of(vae: Vae) -> Callable[[Tensor], Tensor]:
+    """The autoencoder's decoder without the final clamp, which would cut the gradient of every saturated pixel."""
+    if isinstance(vae, StarterVae):
+        return cast(Callable[[Tensor], Tensor], vae.network.decoder)
+    if isinstance(vae, TinyVae):
+        return lambda z: vae.network.decoder(z) * 0.5 + 0.5  # type: ignore[operator]
+    if isinstance(vae, KlVae):
+        return lambda z: vae.network.decode(vae.spec.to_raw(z)).sample * 0.5 + 0.5
+    return vae.decode
+
+
+def spare_memory(vae: Vae) -> None:
+    """Let the decoder recompute its activations in the backward pass, where it can."""
+    if isinstance(vae, KlVae):
+        vae.network.enable_gradient_checkpointing()
+        # diffusers checkpoints in training mode only; its VAEs have neither dropout nor batch statistics.
+        vae.network.decoder.train()
+
+
+def latent_features(config: Config, device: torch.device) -> Callable[[Sequence[Picture]], Tensor]:
+    """What k-centre subset selection compares: each picture's latents, averaged to 8x8 cells and flattened."""
+
+    @torch.no_grad()
+    def features(pictures: Sequence[Picture]) -> Tensor:
+        vae = vae_of(config, device)
+        rows = []
+        for picture in pictures:
+            z = vae.encode(to_tensor(load_picture(picture, config.data.size))[None].to(device))
+            rows.append(nn.functional.adaptive_avg_pool2d(z, 8).flatten(1).cpu())
+        return torch.cat(rows)
+
+    return features
+
+
+def new_adapter(config: Config, channels: int) -> AdapterNet:
+    """An untrained adapter of the config's sizes, initialised from the config's seed without touching the global generator."""
+    n = config.network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return AdapterNet(
+            family=config.models.family, channels=channels, width=n.width, coarse=n.coarse, deep=n.deep, code_width=n.code_width,
+            entries=n.entries, top_k=n.top_k, depth=n.depth, grid=n.grid,
+        )  # fmt: skip
+
+
+def new_prior(config: Config, channels: int) -> PriorNet:
+    """An untrained starter prior of the config's sizes, likewise."""
+    n = config.network
+    widths = (n.prior_widths[0], n.prior_widths[1], n.prior_widths[2])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return PriorNet(family=config.models.family, channels=channels, widths=widths, depth=n.prior_depth, grid=n.grid)
+
+
+def averaged(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A checkpoint's weights with the moving averages where there are any: what evaluation and export use."""
+    return {**state["weights"], **state["average"]}
+
+
+def adapter_from(where: str | Path, stage: str = "adapter") -> AdapterNet:
+    """The adapter network of a .safetensors file, or of the newest ``stage`` checkpoint in a run; averaged weights, frozen."""
+    path = Path(where)
+    if path.suffix == ".safetensors":
+        stored = checkpoint.load(path, "adapter")
+        return cast(AdapterNet, checkpoint.restore_network(AdapterNet(**stored.config), stored, path))
+    path, config, state = checkpoints.open_checkpoint(where, stage)
+    weights = averaged(state)
+    network = new_adapter(config, weights["extractor.stem.weight"].shape[1])
+    network.load_state_dict(weights, strict=True)
+    return network.eval().requires_grad_(False)
+
+
+def adapter_for_prior(config: Config) -> AdapterNet | None:
+    """The adapter in front of the prior: the given one, else this run's own; None for ``none``."""
+    where = config.models.adapter
+    return None if where == "none" else adapter_from(where or config.log.out)
+
+
+class OneStep(nn.Module):
+    """A UNet with LoRA as the one-step prior that is trained: latents (B, 4, h, w) -> restored latents."""
+
+    def __init__(self, unet: nn.Module, context: Tensor, timestep: int, prediction: Prediction) -> None:
+        super().__init__()
+        self.unet = unet
+        self.timestep, self.prediction = timestep, prediction
+        self.alpha = float(alphas_cumprod()[timestep])
+        self.register_buffer("context", context)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        t = torch.full((latents.shape[0],), self.timestep, dtype=torch.int64, device=latents.device)
+        context = self.context.expand(latents.shape[0], -1, -1)  # type: ignore[operator]
+        return to_sample(self.unet(latents, t, context).sample.float(), latents.float(), self.alpha, self.prediction)
+
+
+def lora_prior(config: Config, device: torch.device) -> OneStep:
+    """The config's UNet with a fresh LoRA of rank ``prior.rank``; only the LoRA learns.
+
+    Frozen weights are stored in the stage's precision, the LoRA in float32. Raises CheckpointError for a UNet that does not
+    fit, MissingPackageError without peft.
+    """
+    stage = config.prior
+    folder = Path(config.models.unet)
+    unet_folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    unet = load_unet(unet_folder)
+    context = find_context(folder, context=Path(stage.context) if stage.context else None)
+    width = cast(Any, unet).config.cross_attention_dim
+    if context.shape[-1] != width:
+        raise CheckpointError(
+            f"prior.context: expected width {width} for this UNet, got {context.shape[-1]}; it belongs to another family"
+        )
+    prediction = cast(Prediction, stage.prediction or prediction_of(unet_folder))
+    storage = (
+        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(stage.precision, torch.float32)
+        if device.type != "cpu"
+        else torch.float32
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        add_lora(unet.to(device, storage), stage)
+    if stage.checkpointing:
+        cast(Any, unet).enable_gradient_checkpointing()
+    return OneStep(unet, context.to(device, storage), stage.timestep, prediction)
+
+
+def add_lora(unet: nn.Module, stage: PriorStage) -> nn.Module:
+    """Attach a float32 LoRA to the UNet's attention projections and convolutions, in place; everything else is frozen."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise MissingPackageError("training a LoRA needs peft; install it with: pip install peft") from error
+    unet.requires_grad_(False)
+    lora = LoraConfig(r=stage.rank, lora_alpha=stage.alpha, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
+    cast(Any, unet).add_adapter(lora, adapter_name="default")
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return unet
+
+
+def lora_weights(unet: nn.Module) -> dict[str, Tensor]:
+    """The LoRA's own tensors by parameter name (``….lora_A.default.weight``)."""
+    return {name: p.detach() for name, p in unet.named_parameters() if ".lora_" in name}

@@ -1,0 +1,77 @@
+"""The command line of the three stages: read the config, open data and models, hand a task to the loop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lafr_core.errors import LafrError
+from train import config as configs
+from train.config import Config, Stage
+from train.data import Faces, open_faces
+from train.loop import Task, describe, train
+from train.losses import open_critics
+from train.parts import latent_features, vae_of
+
+log = logging.getLogger("train")
+
+
+class Collectives(NamedTuple):
+    """What the processes of a run do together; each is the identity for a single one."""
+
+    sum: Callable[[Tensor], Tensor]
+    gather: Callable[[Tensor], Tensor]
+    """Concatenate along the rows, in the order of the ranks."""
+    from_first: Callable[[Tensor], Tensor]
+
+
+def collectives() -> Collectives:
+    """The collectives of the running process group."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast, gather, reduce
+
+    PartialState()
+    return Collectives(lambda t: reduce(t, "sum"), gather, broadcast)
+
+
+def run(make_task: Callable[..., Task], config: Config) -> Path:
+    """One stage from start to end; returns its last checkpoint's folder."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    device = state.device
+    stage: Stage = getattr(config, make_task.name)  # type: ignore[attr-defined]
+    critics = open_critics(config.loss, device)
+    vae = vae_of(config, device)
+    features = latent_features(config, device) if config.data.subset_method == "k-centre" else None
+    faces, skipped = open_faces(config.data, config.seed, features=features)
+    validation: Faces | None = None
+    if config.data.validation:
+        validation, _ = open_faces(replace(config.data, subset=1.0), config.seed, split="val")
+    log.info("%d pictures, %d skipped", len(faces), len(skipped))
+    task = make_task(config, vae, critics, device, collectives())
+    log.info("%s", describe(task))
+    return train(task, stage, config, faces, validation)
+
+
+def main(make_task: Callable[..., Any]) -> None:
+    """``python -m train.<stage> --config … [--section.name value …]``. A LafrError ends it with its sentence and exit code
+    1.
+    """
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print((sys.modules["__main__"].__doc__ or "").strip(), "\n\nSettings (section.name = default):\n")
+        print(configs.dump(Config()))
+        return
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        log.info("finished: %s", run(make_task, configs.parse(arguments)))
+    except LafrError as error:
+        print(f"train: {error}", file=sys.stderr)
+        sys.exit(1)

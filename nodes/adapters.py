@@ -1,0 +1,121 @@
+"""Host objects in our protocols: a comfy VAE as :class:`Vae`, latents in and out of a LATENT."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_management as mm
+import torch
+from torch import Tensor
+
+from ..lafr_core.errors import CheckpointError, InputError
+from ..lafr_core.latents import LatentSpec, family
+from .parts import open_starter_vae
+
+SD = family("sd")
+SAME_FAMILY_ERROR = 0.1
+"""Mean pixel error above which a picture encoded by a VAE and decoded by ours shows another latent space.
+
+On the test picture below SD's VAEs lie far under it, SDXL's far above: tests/nodes/test_host.py holds both."""
+
+
+class HostVae:
+    """A ComfyUI VAE behind :class:`~lafr_core.types.Vae`. The host keeps dtype, device, memory and the fallback to tiles.
+
+    The host's encode takes the posterior's mode, so encoding is deterministic.
+    """
+
+    def __init__(self, vae: Any, spec: LatentSpec = SD) -> None:
+        self.vae, self.spec = vae, spec
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.spec.to_scaled(self.vae.encode(pixels.movedim(1, -1)).to(pixels))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(self.spec.to_raw(latents)).movedim(-1, 1).to(latents)
+
+
+def raw_latent(latents: Tensor) -> dict[str, Tensor]:
+    """UNet-scaled latents -> a LATENT: raw, float32, on the host's intermediate device."""
+    return {"samples": SD.to_raw(latents.float()).to(mm.intermediate_device())}
+
+
+def trust_vae(vae: Any) -> None:
+    """Spare a VAE of our own the look at its latents."""
+    _checked.add(vae.first_stage_model)
+
+
+def check_vae(vae: Any, spec: LatentSpec = SD) -> None:
+    """Raise InputError unless the VAE's latents are of the family ``spec``.
+
+    Shapes tell SD3 and Flux apart. SDXL's VAE has SD's shapes, so the first time a VAE is seen it encodes a small test picture
+    and our own SD decoder must recognise it.
+    """
+    channels, factor = getattr(vae, "latent_channels", None), _factor(vae)
+    if (channels, factor) != (spec.channels, spec.factor):
+        raise InputError(
+            f"VAE: expected an SD 1.x/2.x VAE ({spec.channels} channels, 1/{spec.factor} size), "
+            f"got {channels} channels at 1/{factor}; "
+            "connect the VAE of an SD 1.5 or 2.1 checkpoint, or LAFR Load Starter's"
+        )
+    if vae.first_stage_model in _checked:
+        return
+    error = _family_error(vae, spec)
+    if error is not None and error > SAME_FAMILY_ERROR:
+        raise InputError(
+            "VAE: expected an SD 1.x/2.x VAE, got one of another latent space (SDXL?); "
+            "connect the VAE of an SD 1.5 or 2.1 checkpoint, or LAFR Load Starter's"
+        )
+    trust_vae(vae)
+
+
+def check_model(model: Any) -> None:
+    """Raise InputError unless the MODEL is a plain SD 1.x/2.x denoiser."""
+    got = model.get_model_object("latent_format")
+    if type(got) is not comfy.latent_formats.SD15:
+        raise InputError(
+            f"MODEL: expected an SD 1.x/2.x checkpoint, got one for {type(got).__name__} latents; "
+            "load an SD 1.5 or 2.1 checkpoint"
+        )
+    channels = model.model.model_config.unet_config.get("in_channels", SD.channels)
+    if channels != SD.channels:
+        raise InputError(
+            f"MODEL: expected {SD.channels} input channels, got {channels} (9 is an inpainting model); load the plain one"
+        )
+
+
+def check_latent(latent: dict[str, Any]) -> Tensor:
+    """The samples of a LATENT, or InputError when they are not SD's."""
+    samples: Tensor = latent["samples"]
+    return SD.check(samples, "LATENT")
+
+
+_checked: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _factor(vae: Any) -> Any:
+    ratio = getattr(vae, "downscale_ratio", None)
+    return ratio if isinstance(ratio, int) else getattr(vae, "spacial_compression_encode", lambda: None)()
+
+
+def _family_error(vae: Any, spec: LatentSpec) -> float | None:
+    """How far our decoder is from recognising what ``vae`` encoded; None when our VAE is not at hand."""
+    try:
+        ours = open_starter_vae()
+    except CheckpointError:
+        return None
+    picture = _test_picture()
+    latents = HostVae(vae, spec).encode(picture)
+    ours.load()
+    with torch.no_grad():
+        decoded = ours.call.decode(latents.to(mm.get_torch_device())).to(picture)
+    return float((decoded - picture).abs().mean())
+
+
+def _test_picture() -> Tensor:
+    """(1, 3, 128, 128): smooth colours over the whole range; any VAE of the family reproduces it."""
+    axis = torch.linspace(0, 1, 128)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x, y, 0.5 + 0.5 * torch.sin(6.28 * (x + y))])[None]

@@ -1,0 +1,98 @@
+"""LAFR_AlignLatent: low-quality face crops -> latents where high-quality faces are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as mm
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..lafr_core.errors import InputError
+from ..lafr_core.geometry import CROP_SIZE
+from .adapters import SD, HostVae, check_vae, raw_latent
+from .faces import FaceSet
+from .layout import to_images, to_mask
+from .memory import Managed, host_progress
+from .widgets import ADAPTER, FACES, schema, settings_inputs
+
+
+class AlignLatent(io.ComfyNode):  # type: ignore[misc]
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "LAFR_AlignLatent",
+            "LAFR Align Latent",
+            "Encodes degraded faces with the VAE (posterior mode) and moves their latents to where sharp faces are.",
+            [
+                io.Vae.Input("vae", tooltip="The VAE of an SD 1.5 or 2.1 checkpoint, TAESD, or LAFR Load Starter's."),
+                ADAPTER.Input("adapter", tooltip="From LAFR Load Adapter or LAFR Load Starter."),
+                *settings_inputs(("fidelity", "batch_size"), advanced=("batch_size",)),
+                FACES.Input("faces", optional=True, tooltip="From LQ Face Detect. Its crops are used."),
+                io.Image.Input(
+                    "crops",
+                    optional=True,
+                    tooltip="Upright face crops, each side a multiple of 32. Used when faces is not connected.",
+                ),
+            ],
+            [
+                io.Latent.Output(
+                    "aligned", display_name="aligned", tooltip="The aligned latents, one row a face: what the sampler finishes."
+                ),
+                io.Latent.Output(
+                    "unaligned", display_name="unaligned", tooltip="The VAE's own latents of the crops, for comparison."
+                ),
+                io.Mask.Output(
+                    "confidence",
+                    display_name="confidence",
+                    tooltip="White where the adapter knows this kind of face detail, dark where it guesses. One row a face.",
+                ),
+            ],
+            ["face restore", "latent alignment", "codebook", "encode face"],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        vae: Any,
+        adapter: Managed,
+        fidelity: float,
+        batch_size: int,
+        faces: FaceSet | None = None,
+        crops: Tensor | None = None,
+    ) -> Any:
+        check_vae(vae)
+        if faces is not None and not len(faces):
+            empty = torch.zeros(1, SD.channels, CROP_SIZE // SD.factor, CROP_SIZE // SD.factor, device=mm.intermediate_device())
+            return io.NodeOutput({"samples": empty}, {"samples": empty.clone()}, torch.zeros(1, CROP_SIZE, CROP_SIZE))
+        pixels = _pixels(faces, crops)
+        before, after, confidence = align(pixels, HostVae(vae), adapter, fidelity, batch_size)
+        return io.NodeOutput(raw_latent(after), raw_latent(before), to_mask(confidence))
+
+
+def align(pixels: Tensor, vae: HostVae, adapter: Managed, fidelity: float, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Crops (N, 3, H, W) -> their latents, the aligned latents (N, 4, H/8, W/8) and the confidence (N, 1, H, W)."""
+    progress = host_progress()
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(pixels), batch_size):
+            latents = vae.encode(pixels[start : start + batch_size])
+            aligned = adapter(latents.to(mm.get_torch_device()), fidelity)
+            rows.append((latents, aligned.latents.to(latents), aligned.confidence.to(latents)))
+            progress("align", min(start + batch_size, len(pixels)), len(pixels))
+    before, after, confidence = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    confidence = F.interpolate(confidence, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+    return before, after, confidence.clamp(0, 1)
+
+
+def _pixels(faces: FaceSet | None, crops: Tensor | None) -> Tensor:
+    if faces is not None:
+        return faces.crops
+    if crops is None:
+        raise InputError("LAFR Align Latent: expected faces or crops, got neither; connect LQ Face Detect's faces output")
+    pixels = to_images(crops)
+    if any(side % 32 for side in pixels.shape[-2:]):
+        raise InputError(f"crops: expected sides that are multiples of 32, got {tuple(pixels.shape[-2:])}; use 512x512 crops")
+    return pixels

@@ -1,0 +1,62 @@
+"""What a person reads after a run: numbered boxes, before and after, a few lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..lafr_core.crop import crop
+from ..lafr_core.draw import draw_faces
+from ..lafr_core.imagefile import Photo, from_pil, to_pil
+from ..lafr_core.pipeline import Restoration
+from ..lafr_core.settings import RestoreSettings
+from ..lafr_core.sheet import Row, sheet
+from ..lafr_core.types import Face
+
+MOST_ROWS = 12
+"""A sheet of more faces than this would be too tall to look at."""
+
+
+def numbered(images: Tensor, faces: Sequence[Face]) -> Tensor:
+    """(B, 3, H, W) with each photo's boxes, landmarks and numbers drawn in; the input stays as it was."""
+    rows = []
+    for index, pixels in enumerate(images):
+        own = [face for face in faces if face.image_index == index]
+        rows.append(from_pil(draw_faces(to_pil(Photo(pixels)), own)).pixels if own else pixels.clone())
+    return torch.stack(rows)
+
+
+def before_after(images: Tensor, result: Restoration) -> Tensor:
+    """(1, 3, H, W): the faces before and after side by side, the whole photos where there is no face."""
+    rows = [
+        Row(
+            f"photo {face.image_index}: {said(face)}",
+            (crop(images[face.image_index], face), crop(result.images[face.image_index], face)),
+        )
+        for face in result.faces[:MOST_ROWS]
+    ]
+    rows = rows or [
+        Row(f"photo {index}: no face", (images[index], result.images[index])) for index in range(min(len(images), MOST_ROWS))
+    ]
+    return from_pil(sheet(("before", "after"), rows)).pixels[None]
+
+
+def describe(result: Restoration, settings: RestoreSettings, device: torch.device) -> str:
+    """One line a face, and what deserves a second look."""
+    photos, faces = len(result.images), len(result.faces)
+    lines = [f"{photos} photo{'s' if photos != 1 else ''}, {faces} face{'s' if faces != 1 else ''}, on {device}"]
+    for index in range(photos):
+        own = [face for face in result.faces if face.image_index == index]
+        if not own:
+            lines.append(f"photo {index}: no face found, unchanged")
+        for number, face in enumerate(own):
+            low = face.identity is not None and face.identity < settings.identity_warning
+            lines.append(f"photo {index}, face {number}: {said(face)}{' - LOOKS LIKE SOMEBODY ELSE' if low else ''}")
+    return "\n".join(lines)
+
+
+def said(face: Face) -> str:
+    likeness = "" if face.identity is None else f", likeness {face.identity:.2f}"
+    return f"{face.size:.0f} px, score {face.score:.2f}{likeness}"

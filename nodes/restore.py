@@ -1,0 +1,116 @@
+"""LAFR_RestoreFaces: the whole job in one node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as mm
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..lafr_core.pipeline import Parts, restore_faces
+from ..lafr_core.sd_prior import TIMESTEP
+from ..lafr_core.settings import RestoreSettings, options
+from .adapters import SD, HostVae, check_model, check_vae, raw_latent
+from .layout import to_boxes, to_image, to_images
+from .memory import Managed, host_progress
+from .parts import open_adapter, open_detector, open_embedder, open_parser, open_prior, open_starter_vae
+from .readout import before_after, describe
+from .sample import empty_text, one_step
+from .starter import StarterVae, is_starter
+from .widgets import ADAPTER, BOUNDING_BOX, make, schema, settings_inputs
+
+ADVANCED = ("min_face", "max_face", "detect_side", "small_faces", "identity_warning", "batch_size")
+
+
+class HostPrior:
+    """A ComfyUI MODEL behind :class:`~lafr_core.types.Prior`: one evaluation at a timestep, with the empty text."""
+
+    def __init__(self, model: Any, timestep: int) -> None:
+        self.model, self.timestep, self.spec = model, timestep, SD
+        self.text = empty_text(model)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        raw = one_step(self.model, raw_latent(latents), self.timestep, self.text, self.text)
+        return self.spec.to_scaled(raw).to(latents)
+
+
+class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "LAFR_RestoreFaces",
+            "Restore Faces (LAFR)",
+            "Finds, restores and pastes back every face of the photos. Needs no checkpoint; connect one to restore with it.",
+            [
+                io.Image.Input("image", tooltip="One photo or a batch of photos of one size."),
+                *settings_inputs(tuple(options()), advanced=ADVANCED),
+                make(
+                    io.Int.Input,
+                    "timestep",
+                    display_name="Timestep",
+                    default=TIMESTEP,
+                    min=0,
+                    max=999,
+                    step=1,
+                    advanced=True,
+                    tooltip="The timestep a connected MODEL is asked at: that of its LoRA's training.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="An SD 1.5 or 2.1 MODEL with a LAFR LoRA. Not connected = the starter prior.",
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="An SD 1.x/2.x VAE. Not connected = the starter VAE, which is small and fast."
+                ),
+                ADAPTER.Input("adapter", optional=True, tooltip="Not connected = the starter adapter."),
+                BOUNDING_BOX.Input("bounding_boxes", optional=True, tooltip="Face boxes that replace the search."),
+            ],
+            [
+                io.Image.Output(
+                    "restored",
+                    display_name="image",
+                    tooltip="As many photos as came in, same sizes, same order. No face = unchanged.",
+                ),
+                io.Image.Output("sheet", display_name="before/after", tooltip="Every face before and after, side by side."),
+                io.String.Output("report", display_name="report", tooltip="What was found and how alike each face stayed."),
+            ],
+            ["face restore", "restore faces", "codeformer", "gfpgan", "old photo"],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: Tensor,
+        timestep: int,
+        model: Any = None,
+        vae: Any = None,
+        adapter: Managed | None = None,
+        bounding_boxes: Any = None,
+        **values: Any,
+    ) -> Any:
+        settings = RestoreSettings(**values)
+        images = to_images(image)
+        parts = open_parts(settings, timestep, model, vae, adapter)
+        boxes = to_boxes(bounding_boxes, images.shape[0])
+        result = restore_faces(images, parts, settings, boxes=boxes, progress=host_progress())
+        report = describe(result, settings, parts.device)
+        return io.NodeOutput(to_image(result.images, like=image), to_image(before_after(images, result)), report)
+
+
+def open_parts(settings: RestoreSettings, timestep: int, model: Any, vae: Any, adapter: Managed | None) -> Parts:
+    """The models of one run: the connected ones, and the starter's for the rest."""
+    if vae is not None:
+        check_vae(vae)
+    if model is not None:
+        check_model(model)
+    return Parts(
+        detector=open_detector(settings.detector),
+        vae=HostVae(vae if vae is not None else StarterVae(open_starter_vae())),
+        aligner=adapter if adapter is not None else open_adapter(None),
+        prior=open_prior() if model is None or is_starter(model) else HostPrior(model, timestep),
+        embedder=open_embedder(),
+        parser=open_parser(settings.mask),
+        device=mm.get_torch_device(),
+    )

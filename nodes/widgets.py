@@ -1,0 +1,61 @@
+"""ComfyUI inputs drawn from :class:`RestoreSettings`, and schemas that leave out what this host does not know."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..lafr_core.settings import options
+
+CATEGORY = "LAFR"
+
+FACES = io.Custom("LAFR_FACES")
+"""A :class:`~.faces.FaceSet`: the faces of a batch of photos and their crops."""
+ADAPTER = io.Custom("LAFR_ADAPTER")
+"""A :class:`~.memory.Managed` aligner."""
+BOUNDING_BOX = io.Custom("BOUNDING_BOX")
+"""ComfyUI's own box type, by name: older hosts have no class for it, but nodes that make it."""
+
+
+def make(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    """``kind(...)`` without the keyword arguments that this host's version of it does not take."""
+    known = inspect.signature(kind).parameters
+    return kind(*args, **{name: value for name, value in kwargs.items() if name in known})
+
+
+def schema(
+    node_id: str, name: str, description: str, inputs: list[Any], outputs: list[Any], aliases: list[str], **more: Any
+) -> Any:
+    """One node's schema in the pack's category."""
+    return make(
+        io.Schema,
+        node_id=node_id,
+        display_name=name,
+        category=CATEGORY,
+        description=description,
+        inputs=inputs,
+        outputs=outputs,
+        search_aliases=aliases,
+        **more,
+    )
+
+
+def setting(name: str, *, advanced: bool = False) -> Any:
+    """The input for one field of :class:`RestoreSettings`: its default, bounds, label and help."""
+    option, default = options()[name]
+    shown: dict[str, Any] = {"display_name": option.label, "tooltip": option.help, "default": default, "advanced": advanced}
+    if option.choices is not None:
+        return make(io.Combo.Input, name, options=list(option.choices), **shown)
+    if isinstance(default, bool):
+        return make(io.Boolean.Input, name, **shown)
+    if isinstance(default, int):
+        return make(io.Int.Input, name, min=option.low, max=option.high, step=option.step, **shown)
+    if isinstance(default, float):
+        return make(io.Float.Input, name, min=option.low, max=option.high, step=option.step, **shown)
+    return make(io.String.Input, name, multiline=False, **shown)
+
+
+def settings_inputs(names: tuple[str, ...], advanced: tuple[str, ...] = ()) -> list[Any]:
+    return [setting(name, advanced=name in advanced) for name in names]

@@ -1,0 +1,111 @@
+"""``POST /lafr/restore``: the panel over HTTP. The webui's own extras routes cannot carry another script's arguments."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from secrets import compare_digest
+from typing import Any
+
+from PIL import Image
+
+from lafr_core.errors import LafrError, SettingsError
+from lafr_core.types import Face
+
+from . import host, restorer
+from .infotext import line
+from .settings import Request
+
+ROUTE = "/lafr/restore"
+FIELDS = ("image", "reference", "settings")
+
+
+def register(app: Any) -> None:
+    """Add the route to the webui's FastAPI ``app``, where ``--api`` or ``--nowebui`` opened the others, behind the same ``--api-auth``."""
+    from modules import shared
+
+    if not (getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False)):
+        return
+    from fastapi import Body
+
+    def lafr_restore(payload: dict = Body(...)) -> dict:  # type: ignore[type-arg] # noqa: B008 - FastAPI's way
+        return restore(payload)
+
+    app.add_api_route(ROUTE, lafr_restore, methods=["POST"], dependencies=_authentication(shared.cmd_opts))
+
+
+def restore(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """{"image": base64 or URL, "reference": the same, optional, "settings": {name: value}} -> picture, line and faces.
+
+    The picture is a base64 PNG of the input's size, alpha kept. One restoration at a time, in the webui's own queue. A bad field or
+    setting raises HTTP 422, a picture that cannot be read what the webui's own routes raise or 422, a failed restoration 500.
+    """
+    from fastapi import HTTPException
+
+    unknown = sorted(set(payload) - set(FIELDS))
+    if unknown:
+        raise HTTPException(422, f"unknown field {unknown[0]!r}; expected {', '.join(FIELDS)}")
+    settings = payload.get("settings") or {}
+    if not isinstance(settings, Mapping):
+        raise HTTPException(422, f"settings: expected an object of names and values, got {type(settings).__name__}")
+    try:
+        request = Request.from_mapping(settings)
+    except SettingsError as error:
+        raise HTTPException(422, str(error)) from error
+    image = _picture(payload, "image")
+    reference = _picture(payload, "reference") if payload.get("reference") else None
+    with host.job():
+        result = restorer.restore(image, request, reference)
+    if result.report.status == "failed":
+        raise HTTPException(500, result.report.note)
+    return {
+        "image": _png(result.image),
+        "status": result.report.status,
+        "info": line(result.report),
+        "faces": [_face(face) for face in result.faces],
+    }
+
+
+def _picture(payload: Mapping[str, Any], name: str) -> Image.Image:
+    """Decoded by the webui's own function, so its rules hold: no URLs unless allowed, none to local addresses, Pillow's size limit."""
+    from fastapi import HTTPException
+    from modules.api.api import decode_base64_to_image
+
+    text = payload.get(name)
+    if not isinstance(text, str) or not text:
+        raise HTTPException(422, f"{name}: expected a picture as base64 text, got {type(text).__name__}")
+    image = decode_base64_to_image(text)
+    try:
+        image.load()  # a picture that is cut short opens, and fails only here
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, LafrError) as error:
+        raise HTTPException(422, f"{name}: damaged or cut short ({error})") from error
+    return image
+
+
+def _png(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _face(face: Face) -> dict[str, Any]:
+    return {"box": list(face.box), "score": face.score, "identity": face.identity}
+
+
+def _authentication(cmd_opts: Any) -> list[Any]:
+    """What ``--api-auth`` asks of the webui's own routes; [] without it. Its check is a method of an object we cannot reach."""
+    given = getattr(cmd_opts, "api_auth", None)
+    if not given:
+        return []
+    from fastapi import Depends, HTTPException
+    from fastapi.security import HTTPBasic
+
+    accounts = dict(pair.split(":", 1) for pair in given.split(","))
+
+    # Without an annotation: FastAPI would look its name up in this module, where it is not.
+    def check(credentials=Depends(HTTPBasic())) -> None:  # type: ignore[no-untyped-def] # noqa: B008 - FastAPI's way
+        password = accounts.get(credentials.username)
+        if password is None or not compare_digest(credentials.password.encode(), password.encode()):
+            raise HTTPException(401, "Incorrect username or password", headers={"WWW-Authenticate": "Basic"})
+    return [Depends(check)]

@@ -1,0 +1,112 @@
+"""The webui around us: where A1111 and Forge differ, and what older versions lack. Nothing of it is imported before it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lafr_core.errors import Cancelled
+from lafr_core.types import Progress
+
+log = logging.getLogger("lafr")
+
+
+def device() -> torch.device:
+    """Where the webui wants face restoration to run (honours ``--use-cpu`` and ``--device-id``)."""
+    from modules import devices
+
+    for_task = getattr(devices, "get_device_for", None)
+    return torch.device(for_task("lafr") if for_task is not None else devices.get_optimal_device())
+
+
+@contextlib.contextmanager
+def neutral(where: torch.device) -> Iterator[None]:
+    """Plain tensors, no gradients, no autocast: what our networks are loaded and run under.
+
+    As part of txt2img the script is called inside the host's inference mode and autocast. Networks loaded there could never
+    be differentiated again, and fp16 autocast would change their results.
+    """
+    # torch 2.3 knows no autocast for mps: there is none to switch off
+    plain = torch.autocast(where.type, enabled=False) if where.type in ("cpu", "cuda", "xpu") else contextlib.nullcontext()
+    with torch.inference_mode(False), torch.no_grad(), plain:
+        yield
+
+
+def poll() -> None:
+    """Raise Cancelled when Interrupt or Skip was pressed. "Stop after this image" (``stopping_generation``) lets a picture finish."""
+    from modules import shared
+
+    if getattr(shared.state, "interrupted", False) or getattr(shared.state, "skipped", False):
+        raise Cancelled("stopped by Interrupt or Skip")
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress callback that moves the webui's bar, names the stage and polls; the host's own texts come back afterwards."""
+    from modules import shared
+
+    state = shared.state
+    kept = {name: getattr(state, name, None) for name in ("textinfo", "sampling_step", "sampling_steps")}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        poll()
+        state.textinfo = f"LAFR {stage} {done}/{total}"
+        state.sampling_step, state.sampling_steps = done, total
+
+    try:
+        yield tell
+    finally:
+        for name, value in kept.items():
+            setattr(state, name, value)
+
+
+@contextlib.contextmanager
+def job() -> Iterator[None]:
+    """One turn in the webui's queue, shown as a job: what the webui's own API routes do around their work."""
+    from modules import shared
+    from modules.call_queue import queue_lock
+
+    with queue_lock:
+        try:
+            shared.state.begin(job="lafr")
+        except TypeError:  # versions before 1.6 take no name
+            shared.state.begin()
+        try:
+            yield
+        finally:
+            shared.state.end()
+
+
+def skip_picture() -> None:
+    """Make the batch loop leave the present picture out and go on with the next, as the Skip button does."""
+    from modules import shared
+
+    shared.state.skipped = True
+
+
+def setting(name: str, default: Any) -> Any:
+    """A value from the webui's settings, ``default`` where this version has no such setting."""
+    from modules import shared
+
+    data = getattr(shared.opts, "data", None)
+    if isinstance(data, dict) and name in data:
+        return data[name]
+    return getattr(shared.opts, name, default)
+
+
+def free_memory() -> None:
+    """Give cached GPU memory back."""
+    from modules import devices
+
+    devices.torch_gc()
+
+
+def report(task: str, error: BaseException) -> None:
+    """Show an error we did not expect in the webui's console the way the webui shows its own, and go on."""
+    from modules import errors
+
+    errors.display(error, task)

@@ -1,0 +1,83 @@
+"""One picture of the webui -> the same picture with its faces restored, and what to tell about it. Never raises into the webui."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+
+from lafr_core import imagefile
+from lafr_core.errors import Cancelled, LafrError
+from lafr_core.pipeline import restore_faces
+from lafr_core.types import Face
+
+from . import engine, host
+from .infotext import Report, report
+from .settings import Request
+
+
+@dataclass(frozen=True)
+class Result:
+    """A restored picture."""
+
+    image: Image.Image
+    """The very object that came in where nothing was changed (no face, strength 0, stopped, failed); else a new one of its size."""
+    report: Report
+    faces: tuple[Face, ...] = ()
+
+
+def restore(image: Image.Image, request: Request, reference: Image.Image | None = None) -> Result:
+    """Restore the faces of ``image`` (any Pillow mode; alpha is kept, the input stays as it is).
+
+    Stopping, bad input, missing weights and even errors nobody foresaw end in an unchanged picture and a report that says so: one
+    bad picture must not end a batch of two hundred.
+    """
+    try:
+        return _restore(image, request, reference)
+    except Cancelled:
+        return Result(image, report("stopped", request))
+    except LafrError as error:
+        host.log.warning("LAFR: %s", error)
+        return Result(image, report("failed", request, note=str(error)))
+    except torch.cuda.OutOfMemoryError:
+        engine.CACHE.clear()
+        host.free_memory()
+        host.log.warning("LAFR: out of GPU memory")
+        return Result(image, report("failed", request, note="out of GPU memory; lower 'Faces at a time'"))
+    except Exception as error:  # an image decoder or a host hook can raise anything
+        host.report("LAFR", error)
+        return Result(image, report("failed", request, note=f"{type(error).__name__} {error}"))
+
+
+def _restore(image: Image.Image, request: Request, reference: Image.Image | None) -> Result:
+    host.poll()
+    if request.restore.strength == 0:
+        return Result(image, report("ok", request))
+    with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference) as (parts, note):
+        photo = imagefile.from_pil(_bare(image))
+        done = restore_faces(photo.pixels[None], parts, request.restore, progress=progress)
+        if not done.faces:
+            return Result(image, report("no face", request, note=note))
+        restored = imagefile.to_pil(replace(photo, pixels=done.images[0]))
+    restored.info = dict(image.info)
+    if image.mode in ("RGB", "RGBA", "L", "LA") and restored.mode != image.mode:
+        restored = restored.convert(image.mode)
+    if host.setting("face_restoration_unload", False):
+        engine.CACHE.clear()
+        host.free_memory()
+    return Result(restored, report("ok", request, done.faces, note or _warning(done.faces, request)), done.faces)
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """A copy without EXIF: the webui has applied its orientation (Forge) or ignores it (A1111), and the size must stay what it is."""
+    copy = image.copy()
+    copy.info = {name: value for name, value in image.info.items() if name in ("transparency", "icc_profile")}
+    return copy
+
+
+def _warning(faces: tuple[Face, ...], request: Request) -> str:
+    least = min((face.identity for face in faces if face.identity is not None), default=1.0)
+    if least >= request.restore.identity_warning:
+        return ""
+    return f"a face looks like another person (likeness {least:.2f}); raise Fidelity or give a reference photo"

@@ -1,0 +1,22 @@
+"""LAFR in the Extras tab of AUTOMATIC1111 and Forge. The webui runs every file in this folder: keep it at this one."""
+
+from modules import scripts_postprocessing
+
+# Everything is imported now: A1111 takes this folder's parent off sys.path again once the script is loaded.
+from lafr_webui import api, extras, face_restorer, options, register  # noqa: F401
+
+
+class LafrPostprocessing(scripts_postprocessing.ScriptPostprocessing):
+    """After Upscale (1000), so that faces are restored at their final size; before GFPGAN (2000) and CodeFormer (3000)."""
+
+    name = "LAFR"
+    order = 1800
+
+    def ui(self):
+        return extras.ui()
+
+    def process(self, pp, **values):
+        extras.process(pp, **values)
+
+
+register.register()

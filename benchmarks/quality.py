@@ -8,7 +8,8 @@ trip (the ceiling). Means with 95 % intervals (normal approximation over faces).
 
 Identity is the cosine of dlib's face descriptor, a network no part of LAFR is trained against. The landmark error is the
 mean distance between the five points RetinaFace-mobile0.25 finds on the picture and on the original, as a share of the
-eye distance; pictures on which it finds no face count as misses. Sharpness is the gradient energy relative to the original's round trip.
+eye distance; pictures on which it finds no face count as misses. Sharpness is the gradient energy relative to the original's
+round trip.
 """
 
 from __future__ import annotations

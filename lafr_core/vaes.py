@@ -65,8 +65,8 @@ def open_vae(path: Path | None = None, device: torch.device | str = "cpu") -> Va
     """The autoencoder at ``path``, in eval mode, frozen, float32, on ``device``.
 
     None = the bundled starter VAE. A folder = a diffusers VAE folder (``config.json`` naming AutoencoderKL or
-    AutoencoderTiny). A single .safetensors file = a LAFR vae file or an SD 1.x/2.x AutoencoderKL, in diffusers' or the original layout.
-    Raises CheckpointError, MissingPackageError.
+    AutoencoderTiny). A single .safetensors file = a LAFR vae file or an SD 1.x/2.x AutoencoderKL in diffusers' or the original
+    layout. Raises CheckpointError, MissingPackageError.
     """
     path = bundled("vae") if path is None else Path(path)
     if path.is_dir():

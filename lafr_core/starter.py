@@ -1,0 +1,78 @@
+"""Opens the models that one restoration needs: the starter pack's, or the user's own where given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .align import open_adapter
+from .detectors import open_detector
+from .errors import CheckpointError, InputError
+from .identity import open_embedder
+from .parsers import open_parser
+from .pipeline import Parts
+from .restore import open_prior
+from .settings import RestoreSettings
+from .vaes import open_vae
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto`` = CUDA where there is one, else Apple's MPS, else the CPU. Raises InputError for a device that is not there."""
+    at_hand = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in at_hand.items() if there)
+    if not at_hand.get(name, False):
+        there = ", ".join(device for device, is_there in at_hand.items() if is_there)
+        raise InputError(f"device: {name!r} is not available here; choose auto or one of: {there}")
+    return torch.device(name)
+
+
+def open_parts(
+    settings: RestoreSettings,
+    *,
+    device: torch.device | str,
+    vae: Path | None = None,
+    adapter: Path | None = None,
+    prior: Path | None = None,
+    detector_weights: Path | None = None,
+    embedder: Path | None = None,
+) -> Parts:
+    """All parts of the pipeline on ``device`` ("auto", "cpu", ... or a torch device); a path of None means the starter's own.
+
+    vae: a diffusers folder, a single file or a LAFR vae file; prior: a LAFR prior file or a diffusers UNet folder. The face
+    parser is opened for mask "parse" only. Raises CheckpointError for a missing, damaged or mismatched file,
+    MissingPackageError for a backend whose package is not installed, InputError for a device that is not there.
+    """
+    device = choose_device(device) if isinstance(device, str) else device
+    opened_vae = open_vae(vae, device)
+    aligner = open_adapter(adapter, device)
+    finisher = open_prior(prior, device)
+    for name, part in (("adapter", aligner), ("prior", finisher)):
+        if part.spec != opened_vae.spec:
+            raise CheckpointError(
+                f"{name}: expected one for the VAE's {opened_vae.spec.name} latents, got one for {part.spec.name} latents; "
+                f"pass --{name} or --vae of the same family"
+            )
+    return Parts(
+        detector=open_detector(settings.detector, weights=detector_weights, device=device),
+        vae=opened_vae,
+        aligner=aligner,
+        prior=finisher,
+        embedder=open_embedder(embedder, device),
+        parser=open_parser(None, device) if settings.mask == "parse" else None,
+        device=device,
+    )
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for status lines and reports: 'cuda:0 (NVIDIA H100)', 'cpu (2 threads)', 'mps'."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

@@ -76,7 +76,7 @@ def _walk(folder: Path, out: Path, recursive: bool) -> Iterator[tuple[Path, str 
         if entry.is_dir(follow_symlinks=False):
             if recursive and path.resolve() != out:
                 yield from _walk(path, out, recursive)
-        elif path.suffix.lower() in SUFFIXES and path.resolve().parent != out:
+        elif path.suffix.lower() in SUFFIXES:
             yield path, None
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -139,8 +140,9 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+@functools.cache
 def revision() -> str:
-    """The git revision of this checkout, with ``+`` when it is modified; ``unknown`` outside git."""
+    """The git revision this process was started from, with ``+`` when it is modified; ``unknown`` outside git."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()

@@ -75,13 +75,13 @@ def latent_features(config: Config, device: torch.device) -> Callable[[Sequence[
 
 
 def new_adapter(config: Config, channels: int) -> AdapterNet:
-    """An untrained adapter of the config's sizes, initialised from the config's seed without touching the global generator."""
+    """An untrained adapter of the config's sizes, drawn from the config's seed; the global generator is left alone."""
     n = config.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return AdapterNet(
-            family=config.models.family, channels=channels, width=n.width, coarse=n.coarse, deep=n.deep, code_width=n.code_width,
-            entries=n.entries, top_k=n.top_k, depth=n.depth, grid=n.grid,
+            family=config.models.family, channels=channels, width=n.width, coarse=n.coarse, deep=n.deep,
+            code_width=n.code_width, entries=n.entries, top_k=n.top_k, depth=n.depth, grid=n.grid,
         )  # fmt: skip
 
 
@@ -151,11 +151,7 @@ def lora_prior(config: Config, device: torch.device) -> OneStep:
             f"prior.context: expected width {width} for this UNet, got {context.shape[-1]}; it belongs to another family"
         )
     prediction = cast(Prediction, stage.prediction or prediction_of(unet_folder))
-    storage = (
-        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(stage.precision, torch.float32)
-        if device.type != "cpu"
-        else torch.float32
-    )
+    storage = torch.float32 if device.type == "cpu" else _STORAGE[stage.precision]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         add_lora(unet.to(device, storage), stage)

@@ -1,0 +1,62 @@
+"""Tiny things the training tests share: an autoencoder, a run's settings, a diffusers UNet folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kill_test import settings, tiny_vae
+
+__all__ = ["CONTEXT_WIDTH", "UNET", "faces_at", "settings", "tiny_unet", "tiny_vae", "unet_folder"]
+
+CONTEXT_WIDTH = 24
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": CONTEXT_WIDTH,
+    "attention_head_dim": (2, 4),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+
+
+def tiny_unet(**changes: Any) -> nn.Module:
+    """A diffusers UNet of some ten thousand parameters whose every output depends on time and text."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        unet = UNet2DConditionModel(**{**UNET, **changes})
+        for parameter in unet.parameters():
+            nn.init.normal_(parameter, std=0.08)
+    return unet.eval().requires_grad_(False)
+
+
+def unet_folder(folder: Path, prediction: str = "epsilon", **changes: Any) -> Path:
+    """A UNet folder as diffusers saves it, with a scheduler config and a stored context of seven tokens."""
+    unet = tiny_unet(**changes)
+    unet.save_pretrained(str(folder))  # type: ignore[operator]
+    (folder / "scheduler_config.json").write_text(f'{{"prediction_type": "{prediction}"}}')
+    context = torch.randn(1, 7, CONTEXT_WIDTH, generator=torch.Generator().manual_seed(6))
+    save_file({"context": context}, str(folder / "empty_prompt.safetensors"))
+    return folder
+
+
+def faces_at(folder: Path, count: int, size: int = 64) -> Path:
+    """``count`` drawn faces as PNG files in ``folder`` and a folder below it."""
+    import numpy as np
+    from PIL import Image
+
+    from train.drawn import draw_face
+
+    for number in range(count):
+        file = folder / ("inner" if number % 2 else ".") / f"{number:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((draw_face(number, size) * 255).astype(np.uint8)).save(file)
+    return folder

@@ -40,19 +40,36 @@ def paste_faces(
     or no faces change nothing. Raises InputError when faces and crops do not fit together or the crops hold NaN,
     SettingsError for mask "parse" without a parser.
     """
-    _check(images, faces, restored)
     pasted = images.clone()
     masks = images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
+    paste_into(pasted, masks, faces, restored, settings, parser=parser, progress=progress)
+    return pasted, masks
+
+
+def paste_into(
+    images: Tensor,
+    masks: Tensor,
+    faces: Sequence[Face],
+    restored: Tensor,
+    settings: RestoreSettings,
+    *,
+    parser: Parser | None = None,
+    progress: Progress = _silent,
+) -> None:
+    """:func:`paste_faces` in place, for a caller that pastes a photo's faces a few at a time.
+
+    images and masks (B, 1, H, W) are changed; masks start at 0. Same contract and errors otherwise.
+    """
+    _check(images, faces, restored)
     if settings.strength == 0:
-        return pasted, masks
+        return
     shared = crop_mask(settings, restored[:0]) if settings.mask != "parse" else None
     for index, face in enumerate(faces):
         crop = restored[index].to(images.device, torch.float32)
         mask = crop_mask(settings, crop[None], parser) if shared is None else shared
         row = face.image_index
-        _composite(pasted[row], masks[row], face, crop, mask[0].to(crop) * settings.strength)
+        _composite(images[row], masks[row], face, crop, mask[0].to(crop) * settings.strength)
         progress("paste", index + 1, len(faces))
-    return pasted, masks
 
 
 def _composite(image: Tensor, weights: Tensor, face: Face, crop: Tensor, mask: Tensor) -> None:
@@ -85,7 +102,7 @@ def _check(images: Tensor, faces: Sequence[Face], restored: Tensor) -> None:
             f"paste: expected one crop a face, ({len(faces)}, 3, {CROP_SIZE}, {CROP_SIZE}), got {tuple(restored.shape)}; "
             "paste the crops together with the faces they were cut from"
         )
-    if not bool(torch.isfinite(restored).all()):
+    if not bool(restored.sum(dtype=torch.float32).isfinite()):  # one NaN or infinity makes the sum one
         raise InputError("paste: the restored crops contain NaN or infinite values; run VAE and prior in float32")
     for number, face in enumerate(faces):
         if face.matrix is None:

@@ -16,7 +16,7 @@ from .crop import crop_faces, place
 from .detect import detect_faces
 from .errors import InputError
 from .identity import cosine
-from .paste import paste_faces
+from .paste import paste_into
 from .settings import RestoreSettings
 from .types import Aligner, Box, Detector, Embedder, Face, Parser, Prior, Progress, Sampler, Vae
 
@@ -70,10 +70,15 @@ def restore_faces(
     """
     check_images(images)
     faces = [place(face) for face in detect_faces(images, parts.detector, settings, boxes=boxes, progress=progress)]
-    crops = crop_faces(images, faces)
-    restored, faces = restore_crops(crops, faces, parts, settings, progress=progress)
-    pasted, masks = paste_faces(images, faces, restored, settings, parser=parts.parser, progress=progress)
-    return Restoration(pasted, tuple(faces), masks)
+    pasted, masks = images.clone(), images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
+    done: list[Face] = []
+    for start in range(0, len(faces), settings.batch_size):  # crops live for one batch: memory does not grow with the faces
+        batch = faces[start : start + settings.batch_size]
+        restored, scored = restore_crops(crop_faces(images, batch), batch, parts, settings)
+        paste_into(pasted, masks, scored, restored, settings, parser=parts.parser)
+        done += scored
+        progress("restore", len(done), len(faces))
+    return Restoration(pasted, tuple(done), masks)
 
 
 def restore_crops(

@@ -227,7 +227,7 @@ def train_joint(args: argparse.Namespace) -> None:
         worker_init_fn=lambda _: torch.set_num_threads(1),
     )
     fidelities = torch.Generator().manual_seed(args.seed + first)
-    started, best = time.time(), -math.inf
+    started = time.time()
     totals: dict[str, float] = {}
     for step, (low, sharp) in enumerate(loader, start=first):
         for group in optimizer.param_groups:
@@ -271,7 +271,7 @@ def train_joint(args: argparse.Namespace) -> None:
             log.info("step %d %s  %.2f s/step", step + 1, text, (time.time() - started) / (step + 1 - first))
             totals = {}
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            scores = {f"f{f:g}": validation(slow["adapter"], slow["prior"], f) for f in (1.0, 0.5)}
+            scores = {f"f{f:g}": validation(slow["adapter"], slow["prior"], f) for f in args.val_fidelity}
             log.info("validation %d %s", step + 1, json.dumps(scores))
             notes = {
                 "licence": "MIT",
@@ -281,7 +281,6 @@ def train_joint(args: argparse.Namespace) -> None:
             }
             for kind in ("adapter", "prior"):
                 checkpoint.save(args.out / f"{kind}.safetensors", kind, slow[kind], slow[kind].config, notes)
-            best = max(best, scores["f1"]["medium_psnr_matched"])
             part = state_file.with_suffix(".part")
             torch.save(
                 {"nets": nets.state_dict(), "slow": slow.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
@@ -328,6 +327,7 @@ def main() -> None:
     parser.add_argument("--identity-from", type=int, default=300)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--val-every", type=int, default=8)
+    parser.add_argument("--val-fidelity", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()

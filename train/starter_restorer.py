@@ -76,9 +76,9 @@ def amp() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, then a cosine down to 2 %."""
-    return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+def rate(step: int, done: float, peak: float) -> float:
+    """Linear warm-up over 100 steps, then a cosine down to 2 % as ``done`` goes from 0 to 1."""
+    return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def average(slow: nn.Module, fast: nn.Module, decay: float) -> None:
@@ -110,7 +110,7 @@ def train_codebook(args: argparse.Namespace) -> None:
     started = time.time()
     for step in range(args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, args.steps, args.lr)
+            group["lr"] = rate(step, step / args.steps, args.lr)
         rows = torch.randint(len(latents), (args.batch,), generator=generator)
         z = latents[rows].contiguous(memory_format=torch.channels_last)
         if torch.rand((), generator=generator) < 0.5:
@@ -230,8 +230,10 @@ def train_joint(args: argparse.Namespace) -> None:
     started = time.time()
     totals: dict[str, float] = {}
     for step, (low, sharp) in enumerate(loader, start=first):
+        # A time limit, where given, drives the schedule instead of the step count.
+        done = max(step / args.steps, (time.time() - started) / (60 * args.minutes) if args.minutes else 0.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, args.steps, args.lr)
+            group["lr"] = rate(step, done, args.lr)
         low, sharp = _floats(low), _floats(sharp)
         # Half of the samples at fidelity 1, half anywhere: every setting of the knob has to work.
         u = torch.rand((2, len(low), 1, 1, 1), generator=fidelities)
@@ -270,7 +272,8 @@ def train_joint(args: argparse.Namespace) -> None:
             text = " ".join(f"{name} {value / 50:.4f}" for name, value in totals.items())
             log.info("step %d %s  %.2f s/step", step + 1, text, (time.time() - started) / (step + 1 - first))
             totals = {}
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        last = done >= 1 or step + 1 == args.steps
+        if (step + 1) % args.save_every == 0 or last:
             scores = {f"f{f:g}": validation(slow["adapter"], slow["prior"], f) for f in args.val_fidelity}
             log.info("validation %d %s", step + 1, json.dumps(scores))
             notes = {
@@ -287,6 +290,8 @@ def train_joint(args: argparse.Namespace) -> None:
                 part,
             )
             part.replace(state_file)
+        if last:
+            break
 
 
 def identity_loss(teacher: nn.Module, result: Tensor, target: Tensor) -> Tensor:
@@ -319,6 +324,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="joint stage: start from this adapter instead of the codebook stage's")
     parser.add_argument("--init-prior", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--minutes", type=float, default=0.0, help="joint stage: stop after this long, schedule scaled to it")
     parser.add_argument("--warm", type=int, default=150)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--workers", type=int, default=1)

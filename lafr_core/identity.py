@@ -57,9 +57,8 @@ def open_embedder(path: Path | None, device: torch.device | str) -> Embedder | N
     Raises CheckpointError when a given file is missing, damaged or of another kind.
     """
     if path is None:
-        try:
-            path = assets.bundled("embedder")
-        except CheckpointError:
+        path = assets.bundled("embedder")
+        if not path.is_file():
             return None
     loaded = checkpoint.load(Path(path), "embedder")
     try:

@@ -50,10 +50,8 @@ def open_detector(name: str, *, weights: Path | None = None, device: torch.devic
 def find_weights(name: str) -> Path | None:
     """The weight file of detector ``name`` on this machine, or None. Downloads nothing."""
     if name == "starter":
-        try:
-            return assets.bundled("detector")
-        except CheckpointError:
-            return None
+        path = assets.bundled("detector")
+        return path if path.is_file() else None
     files = FILES if name == "scrfd" else VARIANTS[name].files
     return next((path for path in map(assets.find, files) if path is not None), None)
 

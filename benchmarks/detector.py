@@ -1,0 +1,217 @@
+"""Recall, false positives, landmark error and time of the starter detector beside RetinaFace-mobile0.25.
+
+    python benchmarks/detector.py [--weights FILE] [--data FOLDER] [--retinaface FILE] [--photos N] [--json FILE]
+
+Photos: ``faces/val`` (one labelled face each), degraded whole with a fixed seed a photo at three severities (train/degrade.py).
+Both detectors run through the same :func:`lafr_core.detect.detect_faces`. A detection is right when its box overlaps the box
+that belongs to the labelled landmarks by 0.35 or more (intersection over union); every other detection is a false positive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lafr_core.boxes import face_box, overlap
+from lafr_core.detect import detect_faces
+from lafr_core.detectors import open_detector
+from lafr_core.settings import RestoreSettings
+from lafr_core.types import Detector, Face, Point
+from train.degrade import degrade
+from train.faces import load_pixels, read_split
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+SEVERITIES = ("sharp", "mild", "medium", "severe")
+LOWEST = 0.05
+SAME = 0.35
+HELD_OUT = ("coffee", "rocket", "retina", "motorcycle_left", "motorcycle_right", "clock_motion")
+"""scikit-image pictures without faces that training did not see."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one detector did on one picture: score and landmark error of the right detection, scores of the wrong ones."""
+
+    right: float | None
+    error: float
+    wrong: tuple[float, ...]
+
+
+def degraded(pixels: NDArray[np.uint8], severity: str, seed: int) -> Tensor:
+    """The photo as a tensor (3, H, W), degraded with its own fixed seed."""
+    image = pixels.astype(np.float32) / 255
+    if severity != "sharp":
+        image, _ = degrade(image, np.random.default_rng([seed, SEVERITIES.index(severity)]), severity)
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+def judge(faces: list[Face], landmarks: tuple[Point, ...] | None) -> Outcome:
+    """Sort detections into the right one and wrong ones. ``landmarks`` None: the picture has no face."""
+    if landmarks is None:
+        return Outcome(None, float("nan"), tuple(f.score for f in faces))
+    truth = face_box(landmarks)
+    right = [f for f in faces if overlap(f.box, truth) >= SAME]
+    best = max(right, key=lambda f: f.score, default=None)
+    wrong = tuple(f.score for f in faces if f is not best)
+    if best is None:
+        return Outcome(None, float("nan"), wrong)
+    points = np.asarray(landmarks)
+    error = np.linalg.norm(np.asarray(best.landmarks) - points, axis=1).mean() / np.linalg.norm(points[0] - points[1])
+    return Outcome(best.score, float(error), wrong)
+
+
+def run(detector: Detector, image: Tensor) -> list[Face]:
+    """Every face down to the lowest score, without turning."""
+    return detect_faces(image[None], detector, RestoreSettings(threshold=LOWEST, rotate=False))
+
+
+def recall(outcomes: list[Outcome], threshold: float) -> float:
+    return sum(o.right is not None and o.right >= threshold for o in outcomes) / max(1, len(outcomes))
+
+
+def wrong(outcomes: list[Outcome], threshold: float) -> int:
+    return sum(score >= threshold for o in outcomes for score in o.wrong)
+
+
+def landmark_error(outcomes: list[Outcome], threshold: float) -> tuple[float, float]:
+    """Mean and median error as a share of the eye distance, over the faces found."""
+    errors = [o.error for o in outcomes if o.right is not None and o.right >= threshold]
+    return (float(np.mean(errors)), float(np.median(errors))) if errors else (float("nan"), float("nan"))
+
+
+def threshold_for(outcomes: list[Outcome], most: int) -> float:
+    """The lowest threshold with at most ``most`` false positives."""
+    scores = sorted((score for o in outcomes for score in o.wrong), reverse=True)
+    return LOWEST if len(scores) <= most else float(np.nextafter(scores[most], 1))
+
+
+def faceless(photos: list[tuple[NDArray[np.uint8], tuple[Point, ...]]]) -> list[Tensor]:
+    """Pictures without a face: scikit-image's that training did not see, and parts of validation photos beside the face."""
+    import skimage
+
+    pictures = []
+    for name in HELD_OUT:
+        path = next(Path(skimage.__file__).parent.joinpath("data").glob(f"{name}.*"))
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+        picture.thumbnail((1024, 1024))
+        pictures.append(degraded(np.asarray(picture), "sharp", 0))
+    for seed, (pixels, landmarks) in enumerate(photos):
+        x0, _, x1, y1 = (round(v) for v in face_box(landmarks))
+        strips = [pixels[y1 + 8 :, :], pixels[:, : x0 - 8] if x0 > 8 else pixels[:, :0], pixels[:, x1 + 8 :]]
+        best = max(strips, key=lambda s: s.shape[0] * s.shape[1])
+        if min(best.shape[:2]) >= 48:
+            pictures.append(degraded(best, SEVERITIES[seed % 4], seed))
+    return pictures
+
+
+def seconds(detectors: dict[str, Detector], image: Tensor, settings: RestoreSettings, repeats: int) -> dict[str, list[float]]:
+    """Paired times: each repeat runs every detector once."""
+    times: dict[str, list[float]] = {name: [] for name in detectors}
+    for repeat in range(repeats + 1):
+        for name, detector in detectors.items():
+            began = time.perf_counter()
+            detect_faces(image[None], detector, settings)
+            if repeat:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare the starter detector with RetinaFace-mobile0.25")
+    parser.add_argument("--weights", type=Path, help="starter weights (default: the bundled ones)")
+    parser.add_argument("--data", type=Path, default=SHARED / "data/faces")
+    parser.add_argument("--retinaface", type=Path, default=SHARED / "weights/retinaface_mobile0.25.pth")
+    parser.add_argument("--photos", type=int, default=0, help="only the first N photos (0 = all)")
+    parser.add_argument("--no-time", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    detectors: dict[str, Detector] = {"starter": open_detector("starter", weights=options.weights)}
+    if options.retinaface.is_file():
+        detectors["retinaface"] = open_detector("retinaface-mobile0.25", weights=options.retinaface)
+    photos = [(load_pixels(p), p.landmarks) for p in read_split(options.data, "val")]
+    photos = photos[: options.photos] if options.photos else photos
+    results: dict[str, dict[str, list[Outcome]]] = {name: {} for name in detectors}
+    for severity in SEVERITIES:
+        for name in detectors:
+            results[name][severity] = []
+        for seed, (pixels, landmarks) in enumerate(photos):
+            image = degraded(pixels, severity, seed)
+            for name, detector in detectors.items():
+                results[name][severity].append(judge(run(detector, image), landmarks))
+    empty = faceless(photos)
+    for name, detector in detectors.items():
+        results[name]["faceless"] = [judge(run(detector, image), None) for image in empty]
+
+    table: dict[str, object] = {"photos": len(photos), "faceless": len(empty)}
+    pools = {name: [o for s in SEVERITIES[1:] for o in r[s]] + r["faceless"] for name, r in results.items()}
+    print(f"{len(photos)} validation photos, {len(empty)} pictures without faces; landmark error: share of the eye distance")
+    for reference in (0.5, 0.8, 0.95):
+        print(f"\nRetinaFace threshold {reference}; starter threshold with no more false positives in all")
+        most = wrong(pools["retinaface"], reference) if "retinaface" in pools else 0
+        for name in detectors:
+            threshold = reference if name == "retinaface" else threshold_for(pools[name], most)
+            table[f"{name}@{reference}"] = report(name, results[name], threshold)
+    print("\nDefault threshold 0.5")
+    table["starter@default"] = report("starter", results["starter"], 0.5)
+    if "retinaface" in results:
+        found = [o.right is not None and o.right >= 0.5 for o in results["retinaface"]["sharp"]]
+        for severity in SEVERITIES[1:]:
+            kept = [o for o, ok in zip(results["starter"][severity], found, strict=True) if ok]
+            table[f"recall_where_retinaface_{severity}"] = recall(kept, 0.5)
+            print(f"starter recall at {severity} where RetinaFace finds the sharp original: {recall(kept, 0.5):.3f}")
+        both = [
+            (a.error, b.error)
+            for s in SEVERITIES[1:]
+            for a, b in zip(results["starter"][s], results["retinaface"][s], strict=True)
+            if a.right is not None and b.right is not None and min(a.right, b.right) >= 0.5
+        ]
+        ours, theirs = (float(np.mean(v)) for v in zip(*both, strict=True))
+        table["landmark_error_both"] = {"starter": ours, "retinaface": theirs, "faces": len(both)}
+        print(f"landmark error on the {len(both)} degraded faces both find: starter {ours:.4f}, retinaface {theirs:.4f}")
+    if not options.no_time:
+        pixels = np.asarray(Image.fromarray(photos[0][0]).resize((1024, 1024), Image.Resampling.BICUBIC))
+        times = seconds(detectors, degraded(pixels, "sharp", 0), RestoreSettings(), 9)
+        print(f"\nseconds for a 1024x1024 photo, median of 9 paired runs, {torch.get_num_threads()} threads")
+        for name, values in times.items():
+            table[f"seconds_{name}"] = statistics.median(values)
+            print(f"  {name:12s} {statistics.median(values):.3f}  ({min(values):.3f} to {max(values):.3f})")
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=1))
+
+
+def report(name: str, result: dict[str, list[Outcome]], threshold: float) -> dict[str, object]:
+    """Print and return one detector's figures at one threshold."""
+    row: dict[str, object] = {"threshold": threshold}
+    cells = []
+    for severity in SEVERITIES:
+        outcomes = result[severity]
+        mean, median = landmark_error(outcomes, threshold)
+        row[severity] = {
+            "recall": recall(outcomes, threshold),
+            "wrong": wrong(outcomes, threshold),
+            "error": mean,
+            "median": median,
+        }
+        cells.append(f"{severity} {recall(outcomes, threshold):.3f}/{wrong(outcomes, threshold)}/{mean:.3f}")
+    row["faceless_wrong"] = wrong(result["faceless"], threshold)
+    print(f"  {name:11s} t={threshold:.3f}  recall/wrong/error: {'  '.join(cells)}  wrong on faceless: {row['faceless_wrong']}")
+    return row
+
+
+if __name__ == "__main__":
+    main()

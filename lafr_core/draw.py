@@ -34,7 +34,7 @@ def draw_faces(image: Image.Image, faces: Sequence[Face]) -> Image.Image:
         color = _COLORS[number % len(_COLORS)]
         x0, y0, x1, y1 = face.box
         pen.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=color, width=line)
-        dot = max(1.0, face.size / 60)
+        dot = max(1.5, face.size / 60)
         for x, y in face.landmarks:
             pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=color)
         label = f"{number}: {face.score:.2f}"

@@ -63,7 +63,7 @@ class MeanColour:
     name = "mean colour"
 
     def __call__(self, crops: Tensor) -> Tensor:
-        return F.normalize(F.adaptive_avg_pool2d(crops, 2).flatten(1) - 0.5, dim=1)
+        return F.normalize(F.adaptive_avg_pool2d(crops, 2).flatten(1), dim=1)
 
 
 def parts(faces: Sequence[Face] = (), embedder: bool = True) -> Parts:

@@ -1,0 +1,192 @@
+"""What LAFR adds besides its panel: "Restore faces", the settings page and the API route."""
+
+from __future__ import annotations
+
+import base64
+import io
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from webui_fakes import photo
+
+from lafr_webui.infotext import parse
+from lafr_webui.settings import options
+
+
+def base64_png(image):
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+class GFPGAN:
+    def name(self):
+        return "GFPGAN"
+
+
+# Restore faces
+
+
+def test_registered_once_whatever_is_reloaded(webui):
+    webui.shared.face_restorers.append(GFPGAN())
+    for _ in range(3):
+        webui.load()
+    assert [entry.name() for entry in webui.shared.face_restorers] == ["GFPGAN", "LAFR"]
+
+
+def test_restores_an_array_with_the_settings_page(webui, parts):
+    webui.load()
+    restorer = webui.shared.face_restorers[-1]
+    array = np.asarray(photo())
+    out = restorer.restore(array)
+    assert out.shape == array.shape and out.dtype == np.uint8 and (out != array).any()
+    webui.shared.opts.data["lafr_fidelity"] = 0.0
+    assert (restorer.restore(array) != out).any()
+    webui.shared.opts.data["lafr_strength"] = 0
+    assert restorer.restore(array) is array
+
+
+def test_generation_goes_on_when_it_fails(webui, parts, monkeypatch):
+    from lafr_webui import engine
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("broken weights")
+
+    webui.load()
+    monkeypatch.setattr(engine.starter, "open_parts", fail)
+    array = np.asarray(photo())
+    assert webui.shared.face_restorers[-1].restore(array) is array
+    assert any("broken weights" in text for text in webui.shown)
+
+
+def test_settings_that_no_longer_fit_become_the_defaults(webui, parts, caplog):
+    from lafr_webui import options as page
+    from lafr_webui.settings import Request
+
+    webui.load()
+    webui.shared.opts.data["lafr_fidelity"] = 7
+    assert page.request() == Request() and "fidelity: expected 0.0 to 1.0, got 7" in caplog.text
+
+
+# Settings page
+
+
+def test_the_page_holds_every_setting_with_its_default(webui):
+    webui.load()
+    (add,) = webui.callbacks["ui_settings"]
+    add()
+    labels = webui.shared.opts.data_labels
+    assert set(labels) == {f"lafr_{name}" for name in options()}
+    for name, (option, default) in options().items():
+        info = labels[f"lafr_{name}"]
+        assert info.default == default and info.section == ("lafr", "LAFR") and info.label == f"{option.label}: {option.help}"
+        assert "info" not in info.component_args
+
+
+def test_a_page_that_fails_does_not_stop_the_start(webui, monkeypatch):
+    webui.load()
+    monkeypatch.setattr(webui.shared.opts, "add_option", None)
+    webui.callbacks["ui_settings"][0]()
+    assert any("settings page" in text for text in webui.shown)
+
+
+# API
+
+
+@pytest.fixture
+def client(webui, parts, monkeypatch):
+    """FastAPI's own client on an app with our route; ``decode_base64_to_image`` raises what the host's raises."""
+    fastapi = pytest.importorskip("fastapi", reason="fastapi (requirements-dev.txt) is not installed")
+    from fastapi.testclient import TestClient
+
+    def decode(text):
+        if text.startswith("http"):
+            raise fastapi.HTTPException(500, "Requests not allowed")
+        try:
+            return Image.open(io.BytesIO(base64.b64decode(text)))
+        except Exception as error:
+            raise fastapi.HTTPException(500, "Invalid encoded image") from error
+
+    api = webui._put("api")
+    api.__path__ = []
+    api.api = webui._put("api.api", decode_base64_to_image=decode)
+
+    def build(**cmd_opts):
+        vars(webui.shared.cmd_opts).update(cmd_opts)
+        webui.load()
+        app = fastapi.FastAPI()
+        webui.callbacks["app_started"][-1](None, app)
+        return TestClient(app)
+
+    return build
+
+
+def test_route_restores_and_reports(client, webui, parts):
+    image = photo(mode="RGBA")
+    answer = client().post("/lafr/restore", json={"image": base64_png(image), "settings": {"fidelity": 0.2, "steps": 2.0}})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    restored = Image.open(io.BytesIO(base64.b64decode(body["image"])))
+    assert (restored.mode, restored.size) == ("RGBA", image.size) and restored.tobytes() != image.tobytes()
+    assert body["status"] == "ok" and parse(body["info"]).request.restore.fidelity == 0.2
+    (face,) = body["faces"]
+    assert face["box"] == [8.0, 20.0, 72.0, 84.0] and -1 <= face["identity"] <= 1
+    assert webui.shared.state.log == ["begin lafr", "end"]
+
+
+def test_route_waits_its_turn(client, webui, parts, monkeypatch):
+    from lafr_webui import api
+
+    plain, held = api.restorer.restore, []
+    monkeypatch.setattr(
+        api.restorer, "restore", lambda *a: held.append(webui.call_queue.queue_lock.locked()) or plain(*a)
+    )
+    client().post("/lafr/restore", json={"image": base64_png(photo())})
+    assert held == [True] and not webui.call_queue.queue_lock.locked()
+
+
+def test_route_takes_a_reference_photo(client, parts):
+    image, here = photo(), client()
+    other = base64_png(Image.effect_noise((160, 120), 90).convert("RGB"))
+    answer = here.post("/lafr/restore", json={"image": base64_png(image), "reference": other, "settings": {"identity": 1.0}})
+    assert answer.status_code == 500 and "reference photo: no face found" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "status", "detail"),
+    [
+        ({}, 422, "image: expected a picture as base64 text, got NoneType"),
+        ({"image": 3}, 422, "got int"),
+        ({"image": "http://10.0.0.1/x.png"}, 500, "Requests not allowed"),
+        ({"image": "bm90IGFuIGltYWdl"}, 500, "Invalid encoded image"),
+        ({"image": base64_png(photo())[:400]}, 422, "damaged or cut short"),
+        ({"image": base64_png(photo()), "settings": {"fidelty": 1}}, 422, "did you mean 'fidelity'"),
+        ({"image": base64_png(photo()), "settings": {"fidelity": 2}}, 422, "fidelity: expected 0.0 to 1.0, got 2"),
+        ({"image": base64_png(photo()), "settings": [1]}, 422, "settings: expected an object"),
+        ({"image": base64_png(photo()), "picture": "x"}, 422, "unknown field 'picture'"),
+    ],
+)
+def test_route_refuses_bad_input_by_name(client, parts, payload, status, detail):
+    answer = client().post("/lafr/restore", json=payload)
+    assert answer.status_code == status and detail in answer.json()["detail"]
+    assert parts.opened == []
+
+
+def test_route_is_there_only_with_the_hosts_own_api(client):
+    assert client(api=False).post("/lafr/restore", json={}).status_code == 404
+
+
+def test_route_asks_for_the_hosts_password(client):
+    here = client(api_auth="ann:pa:ss,bob:word")
+    payload = {"image": base64_png(photo(faces=0))}
+    assert here.post("/lafr/restore", json=payload).status_code == 401
+    assert here.post("/lafr/restore", json=payload, auth=("ann", "wrong")).status_code == 401
+    assert here.post("/lafr/restore", json=payload, auth=("ann", "pa:ss")).status_code == 200
+
+
+def test_a_host_without_fastapi_still_starts(webui, monkeypatch):
+    webui.load()
+    webui.callbacks["app_started"][0](None, types.SimpleNamespace())
+    assert any("API route" in text for text in webui.shown)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,3 +63,38 @@ def starter_weights() -> Path:
     if missing:
         pytest.skip(f"needs the starter weights {', '.join(missing)}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Our five kinds of weight files with small random networks: right in form, of no use."""
+    from lafr_core import checkpoint
+    from lafr_core.networks.adapter import AdapterNet
+    from lafr_core.networks.detector import StarterDetectorNet
+    from lafr_core.networks.embedder import StarterEmbedderNet
+    from lafr_core.networks.prior import PriorNet
+    from lafr_core.networks.vae import StarterVaeNet
+
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(7)
+    half = {"fine": 8, "coarse": 8, "fine_blocks": 1, "coarse_blocks": 1}
+    small = {"width": 8, "coarse": 16, "deep": 16, "code_width": 4, "entries": 6, "depth": 1, "grid": 64}
+    configs: dict[str, dict[str, Any]] = {
+        "vae": {"encoder": half, "decoder": half},
+        "adapter": small,
+        "prior": {"widths": [8, 16, 16], "depth": 2, "grid": 64},
+        "detector": {"widths": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "neck": 8},
+        "embedder": {"widths": [8, 8, 8, 8], "depths": [1, 1, 1], "dimensions": 16},
+    }
+    kinds: dict[str, Callable[..., torch.nn.Module]] = {
+        "vae": StarterVaeNet,
+        "adapter": AdapterNet,
+        "prior": PriorNet,
+        "detector": StarterDetectorNet,
+        "embedder": StarterEmbedderNet,
+    }
+    folder = tmp_path_factory.mktemp("weights")
+    for kind, config in configs.items():
+        checkpoint.save(folder / f"{kind}.safetensors", kind, kinds[kind](**config), config)
+    torch.set_rng_state(generator_state)
+    return {kind: folder / f"{kind}.safetensors" for kind in configs}

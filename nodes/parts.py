@@ -19,7 +19,7 @@ FOLDER = "lafr"
 FACE_FOLDERS = (FOLDER, "facerestore_models", "facedetection")
 """Where detectors and parsers are looked for: our folder, and those that other face packs register."""
 DETECTOR_FILES = {
-    **{name: (variant.file, *variant.other_names) for name, variant in detectors.VARIANTS.items()},
+    **{name: variant.files for name, variant in detectors.VARIANTS.items()},
     "scrfd": detectors.FILES,
 }
 """Detector name -> file names of its weights."""

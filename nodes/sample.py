@@ -51,7 +51,7 @@ class IdentitySampler(io.ComfyNode):  # type: ignore[misc]
                     "mode",
                     options=list(MODES),
                     default="one-step",
-                    tooltip="one-step: one evaluation, with a LAFR LoRA or the starter. few-step: partial denoise, any sampler.",
+                    tooltip="one-step: one evaluation, needs a LAFR LoRA or the starter. few-step: partial denoise.",
                 ),
                 make(
                     io.Int.Input,

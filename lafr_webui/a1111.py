@@ -1,8 +1,8 @@
 """AUTOMATIC1111's loaded checkpoint as our Vae and Denoiser.
 
-The model is an ldm ``LatentDiffusion``: ``first_stage_model.encode`` takes [-1, 1] and gives a posterior whose raw latents times
-``scale_factor`` are what ``apply_model(x_t, t, cond)`` sees. We call those bound methods, not the networks behind them, because
-``--medvram`` and ``--lowvram`` hang their module swapping on exactly these.
+The model is an ldm ``LatentDiffusion``: ``first_stage_model.encode`` takes [-1, 1] and gives a posterior whose raw latents
+times ``scale_factor`` are what ``apply_model(x_t, t, cond)`` sees. We call those bound methods, not the networks behind
+them, because ``--medvram`` and ``--lowvram`` hang their module swapping on exactly these.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class A1111Vae:
         return _finite(self._decode(latents)).clamp(0, 1)
 
     def decode_with_gradient(self, latents: Tensor) -> Tensor:
-        """As :meth:`decode`, unclamped and differentiable. ``decode_first_stage`` would not do: the host wraps it in no_grad."""
+        """As :meth:`decode`, unclamped and differentiable. ``decode_first_stage`` would not do: the host wraps it in
+        no_grad.
+        """
         ordinary(self.model.first_stage_model)
         return self._decode(latents)
 
@@ -60,7 +62,9 @@ class A1111Denoiser:
 
     def __init__(self, sd_model: Any, spec: LatentSpec = SPEC) -> None:
         self.model, self.spec = sd_model, spec
-        self.prediction: prediction.Prediction = "v_prediction" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
+        self.prediction: prediction.Prediction = (
+            "v_prediction" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
+        )
         self.alphas = sd_model.alphas_cumprod.detach().double().cpu()
         self.context = _empty_prompt(sd_model)
 
@@ -85,7 +89,9 @@ def check(sd_model: Any) -> None:
         raise CheckpointError("checkpoint: none is loaded; load an SD 1.x/2.x checkpoint")
     scale = float(getattr(sd_model, "scale_factor", 0.0))
     if getattr(sd_model, "is_sdxl", False) or getattr(sd_model, "is_sd3", False) or abs(scale - SPEC.scale) > 1e-4:
-        raise CheckpointError(f"checkpoint: expected SD 1.x/2.x (latent scale {SPEC.scale}), got scale {scale:g}; load another one")
+        raise CheckpointError(
+            f"checkpoint: expected SD 1.x/2.x (latent scale {SPEC.scale}), got scale {scale:g}; load another one"
+        )
     channels = getattr(sd_model.model.diffusion_model, "in_channels", 4)
     if channels != SPEC.channels:
         raise CheckpointError(f"checkpoint: expected a UNet with {SPEC.channels} input channels, got {channels} (inpainting?)")
@@ -93,7 +99,8 @@ def check(sd_model: Any) -> None:
 
 @contextlib.contextmanager
 def only_lora(name: str) -> Iterator[None]:
-    """While this is open, the Lora extension applies ``name`` alone ('' = none): the last generation's LoRAs stay set otherwise.
+    """While this is open, the Lora extension applies ``name`` alone ('' = none): the last generation's LoRAs stay set
+    otherwise.
 
     Raises CheckpointError when the extension does not know ``name``.
     """
@@ -126,7 +133,9 @@ def _empty_prompt(sd_model: Any) -> Tensor:
     with devices.autocast():
         context: Tensor = sd_model.get_learned_conditioning([""])
     if not isinstance(context, Tensor):
-        raise CheckpointError(f"checkpoint: expected one text tensor for an empty prompt, got {type(context).__name__}; load SD 1.x/2.x")
+        raise CheckpointError(
+            f"checkpoint: expected one text tensor for an empty prompt, got {type(context).__name__}; load SD 1.x/2.x"
+        )
     return context
 
 

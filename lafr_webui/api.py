@@ -22,7 +22,9 @@ FIELDS = ("image", "reference", "settings")
 
 
 def register(app: Any) -> None:
-    """Add the route to the webui's FastAPI ``app``, where ``--api`` or ``--nowebui`` opened the others, behind the same ``--api-auth``."""
+    """Add the route to the webui's FastAPI ``app``, where ``--api`` or ``--nowebui`` opened the others, behind the same
+    ``--api-auth``.
+    """
     from modules import shared
 
     if not (getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False)):
@@ -38,8 +40,9 @@ def register(app: Any) -> None:
 def restore(payload: Mapping[str, Any]) -> dict[str, Any]:
     """{"image": base64 or URL, "reference": the same, optional, "settings": {name: value}} -> picture, line and faces.
 
-    The picture is a base64 PNG of the input's size, alpha kept. One restoration at a time, in the webui's own queue. A bad field or
-    setting raises HTTP 422, a picture that cannot be read what the webui's own routes raise or 422, a failed restoration 500.
+    The picture is a base64 PNG of the input's size, alpha kept. One restoration at a time, in the webui's own queue. A bad
+    field or setting raises HTTP 422, a picture that cannot be read what the webui's own routes raise or 422, a failed
+    restoration 500.
     """
     from fastapi import HTTPException
 
@@ -68,7 +71,9 @@ def restore(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _picture(payload: Mapping[str, Any], name: str) -> Image.Image:
-    """Decoded by the webui's own function, so its rules hold: no URLs unless allowed, none to local addresses, Pillow's size limit."""
+    """Decoded by the webui's own function, so its rules hold: no URLs unless allowed, none to local addresses, Pillow's size
+    limit.
+    """
     from fastapi import HTTPException
     from modules.api.api import decode_base64_to_image
 
@@ -108,4 +113,5 @@ def _authentication(cmd_opts: Any) -> list[Any]:
         password = accounts.get(credentials.username)
         if password is None or not compare_digest(credentials.password.encode(), password.encode()):
             raise HTTPException(401, "Incorrect username or password", headers={"WWW-Authenticate": "Basic"})
+
     return [Depends(check)]

@@ -1,4 +1,6 @@
-"""A request -> the models that carry it out: the starter's, or the loaded checkpoint's with the starter's adapter between them."""
+"""A request -> the models that carry it out: the starter's, or the loaded checkpoint's with the starter's adapter between
+them.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,14 @@ CACHE = Cache()
 def opened(request: Request, reference: Image.Image | None = None) -> Iterator[tuple[Parts, str]]:
     """Parts for ``request`` and a note: '' or one sentence on what is done instead of what was asked.
 
-    A checkpoint that cannot be used is no error: the starter does the work and the note says why. Call it and use the parts under
-    :func:`lafr_webui.host.neutral`. Raises LafrError when the starter's files are damaged, when identity guidance has no embedder
-    or when the reference photo shows no face.
+    A checkpoint that cannot be used is no error: the starter does the work and the note says why. Call it and use the parts
+    under :func:`lafr_webui.host.neutral`. Raises LafrError when the starter's files are damaged, when identity guidance has
+    no embedder or when the reference photo shows no face.
     """
     parts = starter_parts(request.restore)
-    person = reference_embedding(reference, parts, request.restore) if reference is not None and request.engine.identity else None
+    person = (
+        reference_embedding(reference, parts, request.restore) if reference is not None and request.engine.identity else None
+    )
     with contextlib.ExitStack() as stack:
         note = ""
         if request.engine.engine == "checkpoint":
@@ -73,7 +77,9 @@ def opened(request: Request, reference: Image.Image | None = None) -> Iterator[t
 
 
 def starter_parts(settings: RestoreSettings) -> Parts:
-    """The starter models on the webui's device, loaded once. Without facexlib's parser, mask "parse" raises MissingPackageError later."""
+    """The starter models on the webui's device, loaded once. Without facexlib's parser, mask "parse" raises
+    MissingPackageError later.
+    """
     key = (settings.detector, settings.mask == "parse", host.device())
     with CACHE.lock:
         if CACHE.parts is None or CACHE.key != key:
@@ -114,4 +120,6 @@ def _sampler(checkpoint: loaded.Checkpoint, engine: EngineSettings, guide: Guide
 
 
 def _no_embedder() -> MissingPackageError:
-    return MissingPackageError("identity guidance: no face embedder at hand; install LAFR with its weights or set the weight to 0")
+    return MissingPackageError(
+        "identity guidance: no face embedder at hand; install LAFR with its weights or set the weight to 0"
+    )

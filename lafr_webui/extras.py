@@ -14,7 +14,9 @@ from .settings import Request
 
 
 def ui() -> dict[str, Any]:
-    """The panel's components; {} when it cannot be drawn. Anything but a dict, or an exception, would kill the whole Extras tab."""
+    """The panel's components; {} when it cannot be drawn. Anything but a dict, or an exception, would kill the whole Extras
+    tab.
+    """
     try:
         return panel.build()
     except Exception as error:
@@ -25,7 +27,8 @@ def ui() -> dict[str, Any]:
 def process(pp: Any, enable: Any = None, reference: Image.Image | None = None, **values: Any) -> None:
     """Restore ``pp.image`` in place of the old one and leave the LAFR line in ``pp.info``. Never raises.
 
-    ``enable`` None is off: the host's extras API calls scripts it does not know with None for everything. Any other None is the default.
+    ``enable`` None is off: the host's extras API calls scripts it does not know with None for everything. Any other None is
+    the default.
     """
     if not enable:
         return

@@ -21,7 +21,9 @@ class LafrFaceRestorer:
         return "LAFR"
 
     def restore(self, np_image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) RGB uint8 -> the same shape; the input itself where no face was restored. Uses the settings page. Never raises."""
+        """(H, W, 3) RGB uint8 -> the same shape; the input itself where no face was restored. Uses the settings page. Never
+        raises.
+        """
         image = Image.fromarray(np_image)
         result = restorer.restore(image, options.request())
         return np_image if result.image is image else np.asarray(result.image.convert("RGB"))

@@ -1,7 +1,7 @@
 """Forge's loaded checkpoint as our Vae and Denoiser.
 
-Forge loads and runs its models under inference mode, and merges LoRAs into the weights in place, which torch only allows there. So
-host calls run under inference mode here too, and what leaves this file is cloned into an ordinary tensor.
+Forge loads and runs its models under inference mode, and merges LoRAs into the weights in place, which torch only allows
+there. So host calls run under inference mode here too, and what leaves this file is cloned into an ordinary tensor.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class ForgeVae:
         return _finite(image.clone().float().movedim(-1, 1)).to(latents.device)
 
     def decode_with_gradient(self, latents: Tensor) -> Tensor:
-        """As :meth:`decode`, unclamped and differentiable: the network itself, loaded by the host, its weights made ordinary."""
+        """As :meth:`decode`, unclamped and differentiable: the network itself, loaded by the host, its weights made
+        ordinary.
+        """
         from backend import memory_management
 
         network, dtype = self.vae.first_stage_model, self.vae.vae_dtype
@@ -65,7 +67,9 @@ class ForgeDenoiser:
         return 1.0 / (1.0 + self._sigma(timestep) ** 2)
 
     def __call__(self, x_t: Tensor, timestep: int) -> Tensor:
-        """``apply_model`` works on x0 + sigma * noise, divides by sqrt(1 + sigma^2) itself, and returns x0 for eps and v alike."""
+        """``apply_model`` works on x0 + sigma * noise, divides by sqrt(1 + sigma^2) itself, and returns x0 for eps and v
+        alike.
+        """
         from backend.sampling.sampling_function import sampling_cleanup, sampling_prepare
 
         sigma = self._sigma(timestep)
@@ -88,7 +92,8 @@ class ForgeDenoiser:
 
 
 def current_model() -> Any:
-    """The checkpoint chosen in the webui, loaded when it is not yet: before the first generation Forge only holds a placeholder.
+    """The checkpoint chosen in the webui, loaded when it is not yet: before the first generation Forge only holds a
+    placeholder.
 
     Raises CheckpointError when none can be had.
     """
@@ -130,7 +135,9 @@ def empty_prompt(sd_model: Any) -> Tensor:
     """(1, tokens, width): the text condition of an empty prompt."""
     context = sd_model.get_learned_conditioning([""])
     if not isinstance(context, Tensor):
-        raise CheckpointError(f"checkpoint: expected one text tensor for an empty prompt, got {type(context).__name__}; load SD 1.x/2.x")
+        raise CheckpointError(
+            f"checkpoint: expected one text tensor for an empty prompt, got {type(context).__name__}; load SD 1.x/2.x"
+        )
     return context
 
 

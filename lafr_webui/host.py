@@ -1,4 +1,6 @@
-"""The webui around us: where A1111 and Forge differ, and what older versions lack. Nothing of it is imported before it is needed."""
+"""The webui around us: where A1111 and Forge differ, and what older versions lack. Nothing of it is imported before it is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def neutral(where: torch.device) -> Iterator[None]:
 
 
 def poll() -> None:
-    """Raise Cancelled when Interrupt or Skip was pressed. "Stop after this image" (``stopping_generation``) lets a picture finish."""
+    """Raise Cancelled when Interrupt or Skip was pressed. "Stop after this image" (``stopping_generation``) lets a picture
+    finish.
+    """
     from modules import shared
 
     if getattr(shared.state, "interrupted", False) or getattr(shared.state, "skipped", False):

@@ -2,7 +2,7 @@
 
 ``version=0.1.0; status=ok; found=2; alike=0.71 0.64; engine=starter; fidelity=0.3``: settings appear only where they differ
 from their defaults (the engine always). Values are percent-encoded wherever they hold a character that the webui's own
-infotext grammar uses (comma, colon, quote, line break) or ours does (``;``, ``=``), so the host never quotes or splits the line.
+infotext grammar uses (comma, colon, quote, line break) or ours does (``;``, ``=``), so the host never quotes or splits it.
 """
 
 from __future__ import annotations

@@ -10,36 +10,43 @@ from lafr_core.settings import Option
 
 from .settings import options
 
-MAIN = ("engine", "fidelity", "strength", "color")
-FACES = ("detector", "threshold", "sort", "top_k", "faces", "min_face", "max_face", "rotate", "small_faces", "detect_side")
-IDENTITY = ("identity", "identity_warning")
-PASTE = ("mask", "feather", "grain", "batch_size")
-CHECKPOINT = ("timestep", "steps", "denoise", "seed", "lora")
+Rows = tuple[tuple[str, ...], ...]
+
+MAIN: Rows = (("engine", "fidelity", "strength"), ("detector", "threshold", "color"))
+FACES: Rows = (("sort", "top_k", "faces"), ("min_face", "max_face", "detect_side"), ("rotate", "small_faces"))
+IDENTITY: Rows = (("identity", "identity_warning"),)
+PASTE: Rows = (("mask", "feather"), ("grain", "batch_size"))
+CHECKPOINT: Rows = (("timestep", "steps"), ("denoise", "seed"), ("lora",))
 
 
 def build() -> dict[str, Any]:
-    """Draw the panel inside the current gradio context: parameter name -> component, as ``ScriptPostprocessing.ui`` must return."""
+    """Draw the panel inside the current gradio context: parameter name -> component, as ``ScriptPostprocessing.ui`` must
+    return.
+    """
     import gradio as gr
 
     with accordion("LAFR") as enable:
         controls: dict[str, Any] = {"enable": enable}
-        with gr.Row():
-            controls |= {name: widget(name) for name in MAIN}
+        controls |= rows(MAIN)
         with gr.Accordion("Which faces", open=False):
-            controls |= {name: widget(name) for name in FACES}
+            controls |= rows(FACES)
         with gr.Accordion("Identity", open=False):
-            controls["reference"] = gr.Image(label="Reference photo of the same person", type="pil", elem_id="extras_lafr_reference")
-            controls |= {name: widget(name) for name in IDENTITY}
+            controls["reference"] = gr.Image(
+                label="Reference photo of the same person", type="pil", elem_id="extras_lafr_reference"
+            )
+            controls |= rows(IDENTITY)
         with gr.Accordion("Pasting", open=False):
-            controls |= {name: widget(name) for name in PASTE}
+            controls |= rows(PASTE)
         with gr.Accordion("Loaded checkpoint", open=False):
-            controls |= {name: widget(name) for name in CHECKPOINT}
+            controls |= rows(CHECKPOINT)
     return controls
 
 
 @contextlib.contextmanager
 def accordion(label: str) -> Iterator[Any]:
-    """The webui's accordion whose opening is the enable switch; a checkbox in a plain accordion where the version lacks it (< 1.6)."""
+    """The webui's accordion whose opening is the enable switch; a checkbox in a plain accordion where the version lacks it
+    (< 1.6).
+    """
     import gradio as gr
 
     try:
@@ -50,6 +57,17 @@ def accordion(label: str) -> Iterator[Any]:
         return
     with InputAccordion(False, label=label, elem_id="extras_lafr") as enable:
         yield enable
+
+
+def rows(names: Rows) -> dict[str, Any]:
+    """Setting name -> component, drawn row by row."""
+    import gradio as gr
+
+    controls: dict[str, Any] = {}
+    for row in names:
+        with gr.Row():
+            controls |= {name: widget(name) for name in row}
+    return controls
 
 
 def widget(name: str) -> Any:
@@ -74,11 +92,16 @@ def describe(name: str) -> tuple[str, dict[str, Any]]:
     if isinstance(default, bool):
         return "Checkbox", {"info": option.help}
     if isinstance(default, str):
-        return "Textbox", {"info": option.help}
+        return "Textbox", {"info": option.help, "max_lines": 1}
     if _wide(option):  # nobody hits one of 16384 values with a slider
         return "Number", {"precision": 0, "info": option.help}
     return "Slider", {"minimum": option.low, "maximum": option.high, "step": option.step, "info": option.help}
 
 
 def _wide(option: Option) -> bool:
-    return option.low is not None and option.high is not None and option.step is not None and (option.high - option.low) / option.step > 1000
+    return (
+        option.low is not None
+        and option.high is not None
+        and option.step is not None
+        and (option.high - option.low) / option.step > 1000
+    )

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 
 def register() -> None:
-    """Hook into a starting (or reloading) webui. A part that this version cannot take is reported and left out; nothing is raised."""
+    """Hook into a starting (or reloading) webui. A part that this version cannot take is reported and left out; nothing is
+    raised.
+    """
     from modules import script_callbacks, shared
 
     from . import api, face_restorer, options

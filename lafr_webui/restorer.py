@@ -1,4 +1,6 @@
-"""One picture of the webui -> the same picture with its faces restored, and what to tell about it. Never raises into the webui."""
+"""One picture of the webui -> the same picture with its faces restored, and what to tell about it. Never raises into the
+webui.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Result:
     """A restored picture."""
 
     image: Image.Image
-    """The very object that came in where nothing was changed (no face, strength 0, stopped, failed); else a new one of its size."""
+    """The very object that came in where nothing was changed (no face, strength 0, stopped, failed); else a new one of its
+    size.
+    """
     report: Report
     faces: tuple[Face, ...] = ()
 
@@ -30,8 +34,8 @@ class Result:
 def restore(image: Image.Image, request: Request, reference: Image.Image | None = None) -> Result:
     """Restore the faces of ``image`` (any Pillow mode; alpha is kept, the input stays as it is).
 
-    Stopping, bad input, missing weights and even errors nobody foresaw end in an unchanged picture and a report that says so: one
-    bad picture must not end a batch of two hundred.
+    Stopping, bad input, missing weights and even errors nobody foresaw end in an unchanged picture and a report that says
+    so: one bad picture must not end a batch of two hundred.
     """
     try:
         return _restore(image, request, reference)
@@ -70,7 +74,9 @@ def _restore(image: Image.Image, request: Request, reference: Image.Image | None
 
 
 def _bare(image: Image.Image) -> Image.Image:
-    """A copy without EXIF: the webui has applied its orientation (Forge) or ignores it (A1111), and the size must stay what it is."""
+    """A copy without EXIF: the webui has applied its orientation (Forge) or ignores it (A1111), and the size must stay what
+    it is.
+    """
     copy = image.copy()
     copy.info = {name: value for name, value in image.info.items() if name in ("transparency", "icc_profile")}
     return copy

@@ -29,11 +29,17 @@ class EngineSettings:
     )  # fmt: skip
     identity: float = option(
         0.0, "Identity weight",
-        "Pulls each face towards the person in the reference photo, or in the photo itself when there is none. 0 = off; slower above 0.",
+        "Pulls each face towards the person in the reference photo, or in the photo itself when there is none. "
+        "0 = off; slower above 0.",
         low=0.0, high=4.0, step=0.1,
     )  # fmt: skip
     timestep: int = option(
-        399, "Timestep", "Checkpoint with one step: the noise level at which the UNet looks at the face.", low=1, high=998, step=1
+        399,
+        "Timestep",
+        "Checkpoint with one step: the noise level at which the UNet looks at the face.",
+        low=1,
+        high=998,
+        step=1,
     )
     steps: int = option(
         1, "Steps", "Checkpoint: 1 = a single UNet step at the timestep, more = noise is added and taken away again.",

@@ -15,12 +15,14 @@ def backend() -> None:
     """Make Forge's ``backend`` importable here: it parses ``sys.argv`` and looks for a GPU when it is first imported."""
     if "backend" in sys.modules:
         return
-    argv, path = sys.argv, sys.path
+    argv = sys.argv
     sys.modules.setdefault("torchaudio", None)  # type: ignore[arg-type] # a mismatched one breaks `import diffusers`
     sys.path[:0] = [FORGE_ROOT, f"{FORGE_ROOT}/packages_3rdparty"]
     sys.argv = ["webui", "--always-cpu"]
     try:
-        if importlib.util.find_spec("sentencepiece") is None:  # Forge's gguf names its tokenizer on import, and needs it for LLMs only
+        if (
+            importlib.util.find_spec("sentencepiece") is None
+        ):  # Forge's gguf names its tokenizer on import, and needs it for LLMs only
             stand_in = types.ModuleType("sentencepiece")
             stand_in.SentencePieceProcessor = None  # type: ignore[attr-defined]
             sys.modules["sentencepiece"] = stand_in
@@ -52,14 +54,26 @@ def sd_model(prediction: str = "epsilon", in_channels: int = 4, latent_channels:
     torch.manual_seed(0)
     with torch.inference_mode():
         network = IntegratedAutoencoderKL(
-            block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1, latent_channels=latent_channels, scaling_factor=scale,
-        )  # fmt: skip
+            block_out_channels=(32, 32, 32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=latent_channels,
+            scaling_factor=scale,
+        )
         unet = IntegratedUNet2DConditionModel(
-            in_channels=in_channels, model_channels=32, out_channels=4, num_res_blocks=[1, 1], channel_mult=(1, 2), num_heads=4,
-            use_spatial_transformer=True, transformer_depth=[1, 1], transformer_depth_output=[1, 1, 1, 1], transformer_depth_middle=1,
+            in_channels=in_channels,
+            model_channels=32,
+            out_channels=4,
+            num_res_blocks=[1, 1],
+            channel_mult=(1, 2),
+            num_heads=4,
+            use_spatial_transformer=True,
+            transformer_depth=[1, 1],
+            transformer_depth_output=[1, 1, 1, 1],
+            transformer_depth_middle=1,
             context_dim=16,
-        )  # fmt: skip
+        )
         for parameter in unet.out.parameters():  # the last layer starts at zero and would predict nothing
             parameter.normal_(std=0.1)
         vae = VAE(network)
@@ -69,13 +83,17 @@ def sd_model(prediction: str = "epsilon", in_channels: int = 4, latent_channels:
         scheduler = EulerDiscreteScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
         )
-        patcher = UnetPatcher.from_model(unet, diffusers_scheduler=scheduler, config=types.SimpleNamespace(unet_config={}, huggingface_repo="sd"))
+        patcher = UnetPatcher.from_model(
+            unet, diffusers_scheduler=scheduler, config=types.SimpleNamespace(unet_config={}, huggingface_repo="sd")
+        )
         context = torch.randn(1, 77, 16)
     objects = ForgeObjects(unet=patcher, clip=None, vae=vae, clipvision=None)
     return types.SimpleNamespace(
-        forge_objects=objects, forge_objects_original=objects.shallow_copy(), first_stage_model=None,
+        forge_objects=objects,
+        forge_objects_original=objects.shallow_copy(),
+        first_stage_model=None,
         get_learned_conditioning=lambda prompts: context.expand(len(prompts), -1, -1),
-    )  # fmt: skip
+    )
 
 
 class FakeInitialModel:
@@ -85,7 +103,9 @@ class FakeInitialModel:
 
 
 class SdModels:
-    """``modules.sd_models`` of Forge as far as loading goes: the checkpoint arrives on the first reload, again when parameters change."""
+    """``modules.sd_models`` of Forge as far as loading goes: the checkpoint arrives on the first reload, again when
+    parameters change.
+    """
 
     def __init__(self, build: Any, available: bool = True) -> None:
         self.build, self.available, self.loads = build, available, 0

@@ -1,4 +1,6 @@
-"""The loaded checkpoint in A1111: an object of ldm's shape, with the module swapping that --medvram and --lowvram hang on it."""
+"""The loaded checkpoint in A1111: an object of ldm's shape, with the module swapping that --medvram and --lowvram hang on
+it.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +164,9 @@ def test_half_weights_run_under_the_hosts_autocast(webui, pixels):
 
 
 def test_lowvram_swaps_are_honoured(webui, pixels):
-    """The host replaces encode and decode on the instance and hooks the wrapper's forward: going past them meets weights on the CPU."""
+    """The host replaces encode and decode on the instance and hooks the wrapper's forward: going past them meets weights on
+    the CPU.
+    """
     model, moved = webui.shared.sd_model, []
     stage = model.first_stage_model
     encode, decode = stage.encode, stage.decode

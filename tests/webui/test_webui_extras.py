@@ -226,7 +226,9 @@ def test_an_old_host_lacks_what_newer_ones_have(webui, parts, monkeypatch):
     monkeypatch.delattr(webui.ui_components, "InputAccordion")
     monkeypatch.delattr(webui.devices, "get_device_for")
     monkeypatch.setattr(webui.shared, "state", types.SimpleNamespace(skipped=False, job=None))
-    monkeypatch.setattr(webui.shared, "opts", types.SimpleNamespace(**{k: [] for k in vars(webui.shared.opts) if k.startswith("post")}))
+    monkeypatch.setattr(
+        webui.shared, "opts", types.SimpleNamespace(**{k: [] for k in vars(webui.shared.opts) if k.startswith("post")})
+    )
     pp = webui.run(photo(), {"enable": True}, runner)
     script = next(script for script in runner.scripts if script.name == "LAFR")
     assert script.controls["enable"].label == "Enable" and script.controls["fidelity"].value == 0.5
@@ -247,7 +249,9 @@ def test_inside_generation_the_models_are_still_ordinary(webui, parts, monkeypat
     monkeypatch.setattr(engine.starter, "open_parts", open_parts)
     seen = []
     plain = type(toy_parts().vae).decode
-    monkeypatch.setattr(type(toy_parts().vae), "decode", lambda self, z: seen.append(torch.is_autocast_enabled("cpu")) or plain(self, z))
+    monkeypatch.setattr(
+        type(toy_parts().vae), "decode", lambda self, z: seen.append(torch.is_autocast_enabled("cpu")) or plain(self, z)
+    )
     outside = webui.run(photo(), {"enable": True}, runner)
     engine.CACHE.clear()
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -273,13 +277,27 @@ def test_models_are_loaded_once_and_given_back_when_asked(webui, parts):
 
 @pytest.mark.parametrize(
     "values",
-    [{"fidelity": 0.1}, {"strength": 0.4}, {"faces": "1"}, {"top_k": 1}, {"threshold": 0.88}, {"mask": "square"}, {"feather": 0.4},
-     {"color": 0.0}, {"identity": 2.0}, {"max_face": 10}, {"min_face": 500}],
-)  # fmt: skip
+    [
+        {"fidelity": 0.1},
+        {"strength": 0.4},
+        {"faces": "1"},
+        {"top_k": 1},
+        {"threshold": 0.88},
+        {"mask": "square"},
+        {"feather": 0.4},
+        {"color": 0.0},
+        {"identity": 2.0},
+        {"max_face": 10},
+        {"min_face": 500},
+    ],
+)
 def test_knobs_of_the_panel_change_the_picture(webui, parts, values):
     runner = webui.runner()
     base = {"enable": True, "color": 0.5}
-    assert webui.run(photo(faces=2), base, runner).image.tobytes() != webui.run(photo(faces=2), base | values, runner).image.tobytes()
+    assert (
+        webui.run(photo(faces=2), base, runner).image.tobytes()
+        != webui.run(photo(faces=2), base | values, runner).image.tobytes()
+    )
 
 
 def test_reference_photo_changes_the_picture_and_needs_a_face(webui, parts):

@@ -138,7 +138,10 @@ def test_extras_with_the_loaded_checkpoint(forge_webui, parts, values):
     starter = forge_webui.run(image, {"enable": True}, runner)
     pp = forge_webui.run(image, {"enable": True, "engine": "checkpoint", **values}, runner)
     report = parse(pp.info[KEY])
-    assert (report.status, report.found, report.request.engine.engine) == ("ok", 1, "checkpoint"), (report.note, forge_webui.shown)
+    assert (report.status, report.found, report.request.engine.engine) == ("ok", 1, "checkpoint"), (
+        report.note,
+        forge_webui.shown,
+    )
     assert "starter engine used" not in report.note
     assert pp.image.tobytes() not in (image.tobytes(), starter.image.tobytes())
 
@@ -224,7 +227,7 @@ def test_a_lora_of_the_webui_is_applied_and_taken_off(forge_webui, monkeypatch, 
     )
 
     def load_lora_for_models(unet, clip, tensors, strength, clip_strength, filename, online_mode):
-        patches, rest = load_lora(tensors, model_lora_keys_unet(unet.model))
+        patches, _ = load_lora(tensors, model_lora_keys_unet(unet.model))
         if not patches:
             return unet, clip
         new = unet.clone()

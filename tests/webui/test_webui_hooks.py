@@ -140,9 +140,7 @@ def test_route_waits_its_turn(client, webui, parts, monkeypatch):
     from lafr_webui import api
 
     plain, held = api.restorer.restore, []
-    monkeypatch.setattr(
-        api.restorer, "restore", lambda *a: held.append(webui.call_queue.queue_lock.locked()) or plain(*a)
-    )
+    monkeypatch.setattr(api.restorer, "restore", lambda *a: held.append(webui.call_queue.queue_lock.locked()) or plain(*a))
     client().post("/lafr/restore", json={"image": base64_png(photo())})
     assert held == [True] and not webui.call_queue.queue_lock.locked()
 

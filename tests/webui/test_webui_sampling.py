@@ -53,7 +53,9 @@ def test_one_step_feeds_the_latent_itself(latents, crops):
     assert timestep == 399 and torch.equal(asked, latents)
 
 
-@pytest.mark.parametrize(("steps", "denoise", "expected"), [(4, 0.4, [400, 300, 200, 100]), (1, 1.0, [999]), (50, 0.005, [5, 4, 3, 2, 1])])
+@pytest.mark.parametrize(
+    ("steps", "denoise", "expected"), [(4, 0.4, [400, 300, 200, 100]), (1, 1.0, [999]), (50, 0.005, [5, 4, 3, 2, 1])]
+)
 def test_timesteps_fall_without_repeats(steps, denoise, expected):
     assert FewSteps(Oracle(None), steps, denoise, 0).timesteps() == expected
 
@@ -107,7 +109,12 @@ def test_stopping_is_asked_before_each_step(latents, crops):
 
 
 @pytest.mark.parametrize(
-    "sampler", [lambda g: OneStep(Oracle(None), 399, g), lambda g: FewSteps(Oracle(None), 3, 0.5, 0, g), lambda g: GuidedPrior(ToyPrior(), g)]
+    "sampler",
+    [
+        lambda g: OneStep(Oracle(None), 399, g),
+        lambda g: FewSteps(Oracle(None), 3, 0.5, 0, g),
+        lambda g: GuidedPrior(ToyPrior(), g),
+    ],
 )
 def test_guidance_raises_the_likeness_and_weight_0_does_nothing(latents, crops, sampler):
     vae, embedder = ToyVae(), ToyEmbedder()

@@ -63,9 +63,22 @@ class State:
 
 
 class OptionInfo:
-    def __init__(self, default: Any = None, label: str = "", component: Any = None, component_args: Any = None, onchange: Any = None,
-                 section: Any = None) -> None:  # fmt: skip
-        self.default, self.label, self.component, self.component_args, self.section = default, label, component, component_args, section
+    def __init__(
+        self,
+        default: Any = None,
+        label: str = "",
+        component: Any = None,
+        component_args: Any = None,
+        onchange: Any = None,
+        section: Any = None,
+    ) -> None:
+        self.default, self.label, self.component, self.component_args, self.section = (
+            default,
+            label,
+            component,
+            component_args,
+            section,
+        )
 
 
 class Opts:
@@ -101,7 +114,9 @@ class PostprocessedImage:
 
 
 class Runner:
-    """The contract of A1111's ``ScriptPostprocessingRunner``: the same calls in the same order, exceptions of ``process`` not caught."""
+    """The contract of A1111's ``ScriptPostprocessingRunner``: the same calls in the same order, exceptions of ``process``
+    not caught.
+    """
 
     def __init__(self, shared: Any, classes: list[Any], shown: list[str]) -> None:
         self.shared, self.shown, self.controls_made = shared, shown, False
@@ -161,18 +176,34 @@ class Webui:
         monkeypatch.setitem(sys.modules, "modules", modules)
         monkeypatch.setitem(sys.modules, "gradio", gradio())
         self.shared = put(
-            "shared", opts=Opts(), state=State(), face_restorers=[], OptionInfo=OptionInfo, sd_model=None,
+            "shared",
+            opts=Opts(),
+            state=State(),
+            face_restorers=[],
+            OptionInfo=OptionInfo,
+            sd_model=None,
             cmd_opts=types.SimpleNamespace(api=True, nowebui=False, api_auth=None),
-        )  # fmt: skip
+        )
         self.devices = put(
-            "devices", device=torch.device("cpu"), cpu=torch.device("cpu"), dtype=torch.float32, dtype_vae=torch.float32,
-            dtype_unet=torch.float32, autocast=contextlib.nullcontext, torch_gc=lambda: None,
-            get_device_for=lambda task: torch.device("cpu"), get_optimal_device=lambda: torch.device("cpu"),
-        )  # fmt: skip
+            "devices",
+            device=torch.device("cpu"),
+            cpu=torch.device("cpu"),
+            dtype=torch.float32,
+            dtype_vae=torch.float32,
+            dtype_unet=torch.float32,
+            autocast=contextlib.nullcontext,
+            torch_gc=lambda: None,
+            get_device_for=lambda task: torch.device("cpu"),
+            get_optimal_device=lambda: torch.device("cpu"),
+        )
         self.call_queue = put("call_queue", queue_lock=threading.Lock())
         self.sd_models = put("sd_models")
         self.ui_components = put("ui_components", InputAccordion=lambda value=None, **kw: Component(value=value, **kw))
-        put("script_callbacks", on_ui_settings=self.callbacks["ui_settings"].append, on_app_started=self.callbacks["app_started"].append)
+        put(
+            "script_callbacks",
+            on_ui_settings=self.callbacks["ui_settings"].append,
+            on_app_started=self.callbacks["app_started"].append,
+        )
         if real_runner:
             from modules import errors, scripts_postprocessing
 

@@ -1,0 +1,84 @@
+"""LAFR as a freshly cloned extension in a whole Forge, in its own environment: its loader, runner, batch loop and API models.
+
+Run by forge_pins.sh, inside the Forge checkout: ``python .../forge_live.py --always-cpu --api``. Prints one line per check.
+Without starter weights in the clone, toy networks stand in for them and the output says so.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, os.getcwd())
+sys.path.append(str(Path(__file__).parent))
+
+from modules import initialize  # noqa: E402 - Forge's folder comes first
+
+initialize.imports()
+initialize.initialize()
+
+import numpy as np  # noqa: E402
+from modules import postprocessing, scripts, shared  # noqa: E402
+from PIL import Image  # noqa: E402
+
+
+def photos(folder: Path) -> dict[str, Image.Image]:
+    """What a folder of a user may hold; one file is cut short, one is no picture."""
+    from webui_fakes import photo
+
+    made = {"a.png": photo(), "c.png": photo(mode="RGBA"), "d.png": photo(faces=0), "e.png": photo(mode="L")}
+    for name, image in made.items():
+        image.save(folder / name)
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (120, 160, 3), dtype=np.uint8)).save(stream, "PNG")
+    (folder / "b.png").write_bytes(stream.getvalue()[:2000])
+    (folder / "f.png").write_bytes(b"not a picture")
+    return made
+
+
+def main() -> None:
+    from lafr_webui import engine
+    from lafr_webui.infotext import parse
+
+    names = [data.script_class.name for data in scripts.postprocessing_scripts_data]
+    order = [script.name for script in scripts.scripts_postproc.scripts_in_preferred_order()]
+    assert names.count("LAFR") == 1 and order.index("Upscale") < order.index("LAFR") < order.index("GFPGAN"), order
+    print("extras scripts in order:", ", ".join(order))
+    assert [entry.name() for entry in shared.face_restorers].count("LAFR") == 1
+    print("face restorers:", ", ".join(entry.name() for entry in shared.face_restorers))
+
+    weights = Path(engine.__file__).parent.parent / "lafr_core" / "weights"
+    kinds = ("detector", "vae", "adapter", "prior")
+    toy = not all((weights / f"{kind}.safetensors").is_file() for kind in kinds)
+    if toy:
+        from webui_fakes import toy_parts
+
+        engine.starter.open_parts = lambda settings, *, device: toy_parts()
+        print("starter weights are not in this clone: toy networks instead")
+
+    shared.opts.data["use_original_name_batch"] = True
+    with tempfile.TemporaryDirectory() as root:
+        source, target = Path(root, "in"), Path(root, "out")
+        source.mkdir(), target.mkdir()
+        made = photos(source)
+        args = scripts.scripts_postproc.create_args_for_run({"LAFR": {"enable": True, "fidelity": 0.3}})
+        outputs, info, _ = postprocessing.run_postprocessing(2, None, None, str(source), str(target), True, *args)
+        saved = {path.name.split("-")[0].removesuffix(".png") + ".png": path for path in sorted(target.rglob("*.png"))}
+        assert sorted(saved) == sorted(made), f"expected {sorted(made)}, got {sorted(saved)}"
+        for name, path in saved.items():
+            image = Image.open(path)
+            report = parse(image.info["postprocessing"].split("LAFR: ", 1)[1])
+            print(name, image.mode, image.size, report.status, "found", report.found, report.note)
+            assert image.size == made[name].size
+        assert Image.open(saved["c.png"]).mode == "RGBA"
+        again = scripts.scripts_postproc.create_args_for_run({})
+        outputs, info, _ = postprocessing.run_postprocessing(0, made["a.png"], None, "", "", True, *again, save_output=False)
+        assert outputs[0].tobytes() == made["a.png"].tobytes() and "LAFR" not in info
+        print("every argument None: untouched")
+    print("forge_live: all checks passed")
+
+
+main()

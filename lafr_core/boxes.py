@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,3 +87,12 @@ def merge(faces: Sequence[Face]) -> list[Face]:
         return []
     keep = suppress(torch.tensor([f.box for f in faces]), torch.tensor([f.score for f in faces]))
     return [faces[i] for i in keep.tolist()]
+
+
+def usable(face: Face) -> bool:
+    """Whether a similarity can be fitted to the landmarks: finite, and not all in one place."""
+    values = [v for point in face.landmarks for v in point] + list(face.box)
+    if not all(math.isfinite(v) for v in values):
+        return False
+    xs, ys = [p[0] for p in face.landmarks], [p[1] for p in face.landmarks]
+    return max(max(xs) - min(xs), max(ys) - min(ys)) > 0.5

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .boxes import landmarks_in, merge, overlap
+from .boxes import landmarks_in, merge, overlap, usable
 from .errors import InputError
 from .geometry import transform
 from .settings import RestoreSettings
@@ -45,7 +45,7 @@ def detect_faces(
 
     images: (B, 3, H, W) float RGB in [0, 1], any device. boxes: per photo, hand-given face boxes that replace the search there
     (score 1.0, filtered and ordered like found ones). Returns faces ordered by image row, then by ``settings.sort``;
-    ``image_index`` is set, ``matrix`` is None. An upside-down face keeps its own left and right, so that the crop turns it upright.
+    ``image_index`` is set, ``matrix`` is None. An upside-down face keeps its own left and right: the crop turns it upright.
     Raises InputError when ``boxes`` does not hold one list a photo or a box is empty or outside the photo.
     """
     if images.ndim != 4 or images.shape[1] != 3:
@@ -126,15 +126,6 @@ def moved(face: Face, matrix: Matrix) -> Face:
     return replace(face, box=(min(xs), min(ys), max(xs), max(ys)), landmarks=(a, b, c, d, e))
 
 
-def usable(face: Face) -> bool:
-    """Whether a similarity can be fitted to the landmarks: finite, and not all in one place."""
-    values = [v for point in face.landmarks for v in point] + list(face.box)
-    if not all(math.isfinite(v) for v in values):
-        return False
-    xs, ys = [p[0] for p in face.landmarks], [p[1] for p in face.landmarks]
-    return max(max(xs) - min(xs), max(ys) - min(ys)) > 0.5
-
-
 # --- hand-given boxes ------------------------------------------------------------------------------------------------
 
 
@@ -152,7 +143,7 @@ def check_box(box: Box, size: tuple[int, int]) -> Box:
 
 
 def face_in_box(image: Tensor, box: Box, detector: Detector, settings: RestoreSettings) -> Face:
-    """The face in a hand-given box: the detector's landmarks if it finds a face there, else the template's scaled into the box."""
+    """The face in a hand-given box: the detector's landmarks if it finds one there, else the template's scaled into the box."""
     x0, y0, x1, y1 = box
     height, width = image.shape[-2:]
     dx, dy = BOX_CONTEXT * (x1 - x0), BOX_CONTEXT * (y1 - y0)

@@ -1,6 +1,7 @@
 """Train the starter detector on composites of the portraits in ``faces/train``.
 
-    python -m train.detector --data /work/shared/data/faces --work /tmp/detector --out lafr_core/weights/detector.safetensors
+    python -m train.detector --data FACES --work /tmp/detector --out /tmp/finder.safetensors
+    python -m train.closeup --detector /tmp/finder.safetensors ...   # the second look; writes the detector file
 
 Every picture is drawn afresh from one seeded generator: no face, a portrait, or up to twelve faces of any size and angle on
 a background without faces; then the whole picture is degraded. Nothing but the portraits, scikit-image's bundled pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import checkpoint
-from ..boxes import merge, suppress
+from ..boxes import face_box, merge, suppress, usable
 from ..errors import CheckpointError
-from ..geometry import FFHQ_TEMPLATE, similarity, transform
-from ..networks.detector import Predictions, StarterDetectorNet
+from ..geometry import crop_bounds, invert, similarity, transform
+from ..networks import closeup
+from ..networks.detector import Predictions, StarterNets
 from ..resample import resample
 from ..types import Face, Matrix, Point
+
+Landmarks = tuple[Point, Point, Point, Point, Point]
 
 LEVEL_STEP = 4
 """Each pyramid level is this many times smaller than the one before."""
@@ -22,23 +26,23 @@ LEVEL_STEP = 4
 SMALLEST_LEVEL = 64
 """No level is made whose longer side would be below this."""
 
-CLOSE_UP = 96
-"""Side of the crops on which landmarks are found a second time."""
+CANDIDATES = 100
+"""At most this many candidates of the finder get a second look."""
 
 
 class StarterDetector:
-    """StarterDetectorNet as a :class:`~lafr_core.types.Detector`.
+    """The starter networks as a :class:`~lafr_core.types.Detector`: find candidates, then look at each of them once more.
 
-    The network knows faces of 8 to about 200 pixels, so it sees the image and quarter-size copies of it. Every face found is
-    then looked at once more in a small upright crop, which makes the landmarks of small, big and turned faces equally exact.
+    The finder knows faces of 8 to about 200 pixels, so it sees the image and quarter-size copies of it. Every candidate is
+    turned upright into a small close-up (twice, the second time with the better landmarks of the first), where a second network
+    finds the landmarks and says whether it is a face. The score is the geometric mean of both networks' scores.
     """
 
     name = "starter"
 
-    def __init__(self, network: StarterDetectorNet, device: torch.device, *, refine: bool = True) -> None:
-        self.network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    def __init__(self, nets: StarterNets, device: torch.device) -> None:
+        self.nets = nets.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.device = device
-        self.refine = refine
 
     @torch.no_grad()
     def __call__(self, image: Tensor, threshold: float) -> list[Face]:
@@ -46,19 +50,14 @@ class StarterDetector:
         image = image.to(self.device, torch.float32)
         found: list[Face] = []
         for level, scale in pyramid(image):
-            found += self._faces(level, scale, threshold)
-        faces = merge(found)
-        return merge(self._refined(image, faces)) if self.refine and faces else faces
+            # The geometric mean cannot reach the threshold when the finder's score is below its square.
+            found += self.candidates(level, scale, threshold**2)
+        faces = self.closer(image, [face for face in merge(found) if usable(face)][:CANDIDATES])
+        return merge([face for face in faces if face.score >= threshold])
 
-    def _predict(self, pixels: Tensor) -> Predictions:
-        """The network on pixels (B, 3, H, W) of any size: gray is added at the right and below up to multiples of 32."""
-        height, width = pixels.shape[-2:]
-        padded = F.pad(pixels, (0, -width % 32, 0, -height % 32), value=0.5)
-        return self.network(padded.contiguous(memory_format=torch.channels_last))
-
-    def _faces(self, level: Tensor, scale: tuple[float, float], threshold: float) -> list[Face]:
-        """Faces of one pyramid level, in pixels of the image; ``scale`` (x, y) is level pixels per image pixel."""
-        out = self._predict(level[None])
+    def candidates(self, level: Tensor, scale: tuple[float, float], threshold: float) -> list[Face]:
+        """What the finder takes for faces on one pyramid level, in image pixels; ``scale`` is level pixels per image pixel."""
+        out = self._find(level[None])
         scores = out.logits[0].sigmoid()
         chosen = torch.nonzero(scores >= threshold)[:, 0]
         chosen = chosen[suppress(out.boxes[0, chosen], scores[chosen])]
@@ -66,26 +65,37 @@ class StarterDetector:
         boxes = (out.boxes[0, chosen].unflatten(-1, (2, 2)) + 0.5) / size - 0.5
         landmarks = (out.landmarks[0, chosen] + 0.5) / size - 0.5
         return [
-            _face(box, points, score)
+            Face((box[0], box[1], box[2], box[3]), five(points), score)
             for box, points, score in zip(boxes.flatten(1).tolist(), landmarks.tolist(), scores[chosen].tolist(), strict=True)
         ]
 
-    def _refined(self, image: Tensor, faces: list[Face]) -> list[Face]:
-        """The faces with landmarks found again in upright close-ups, where that second look finds the same face."""
-        target = close_up_template()
-        matrices: list[Matrix] = [similarity(target, face.landmarks) for face in faces]  # close-up -> image
-        crops = torch.stack([resample(image, m, (CLOSE_UP, CLOSE_UP), mode="bilinear") for m in matrices])
-        refined = []
-        for start in range(0, len(faces), 32):
-            out = self._predict(crops[start : start + 32])
-            best = _nearest(out, target)
-            for row, (face, matrix) in enumerate(zip(faces[start : start + 32], matrices[start : start + 32], strict=True)):
-                cell = int(best[row])
-                if out.logits[row, cell].sigmoid() > 0.3 * face.score:
-                    points = transform(matrix, [(float(x), float(y)) for x, y in out.landmarks[row, cell].tolist()])
-                    face = _face(face.box, points, face.score)
-                refined.append(face)
-        return refined
+    def closer(self, image: Tensor, faces: list[Face]) -> list[Face]:
+        """The candidates with landmarks, box and score corrected by the second network."""
+        first = self._look(image, [face.landmarks for face in faces])
+        second = self._look(image, [landmarks for landmarks, _ in first])
+        return [
+            Face(face_box(landmarks), landmarks, (face.score * score) ** 0.5)
+            for face, (landmarks, score) in zip(faces, second, strict=True)
+        ]
+
+    def _find(self, pixels: Tensor) -> Predictions:
+        """The finder on pixels (B, 3, H, W) of any size: gray is added at the right and below up to multiples of 32."""
+        height, width = pixels.shape[-2:]
+        padded = F.pad(pixels, (0, -width % 32, 0, -height % 32), value=0.5)
+        found: Predictions = self.nets.finder(padded.contiguous(memory_format=torch.channels_last))
+        return found
+
+    def _look(self, image: Tensor, guesses: Sequence[Landmarks]) -> list[tuple[Landmarks, float]]:
+        """Landmarks and score from a close-up at each guess."""
+        target = closeup.template()
+        matrices = [similarity(target, guess) for guess in guesses]  # close-up -> image
+        if not matrices:
+            return []
+        crops = torch.stack([close_up(image, matrix) for matrix in matrices])
+        out = self.nets.close_up(crops.contiguous(memory_format=torch.channels_last))
+        scores = out.logits.sigmoid().tolist()
+        points = [five(transform(matrix, row)) for matrix, row in zip(matrices, out.landmarks.tolist(), strict=True)]
+        return list(zip(points, scores, strict=True))
 
 
 def pyramid(image: Tensor) -> list[tuple[Tensor, tuple[float, float]]]:
@@ -101,32 +111,28 @@ def pyramid(image: Tensor) -> list[tuple[Tensor, tuple[float, float]]]:
     return levels
 
 
-def close_up_template() -> list[Point]:
-    """The five landmarks in a close-up: the template's face in the middle, as high as two thirds of the crop."""
-    scale = CLOSE_UP * 0.62 / 385.0
-    middle = (CLOSE_UP - 1) / 2
-    return [(middle + (x - 258.5) * scale, middle + (y - 284.5) * scale) for x, y in FFHQ_TEMPLATE]
+def close_up(image: Tensor, matrix: Matrix) -> Tensor:
+    """The close-up (3, 64, 64) of an image (3, H, W); ``matrix`` maps close-up to image. Costs what the face is large."""
+    height, width = image.shape[-2:]
+    x0, y0, x1, y1 = crop_bounds(invert(matrix), (height, width), closeup.SIDE)
+    x0, y0 = min(x0, width - 1), min(y0, height - 1)  # wholly outside: the nearest border pixels are all there is
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    (a, b, c), (d, e, f) = matrix
+    return resample(image[:, y0:y1, x0:x1], ((a, b, c - x0), (d, e, f - y0)), (closeup.SIDE, closeup.SIDE), mode="bilinear")
 
 
-def _nearest(out: Predictions, target: list[Point]) -> Tensor:
-    """Per close-up (B,) the best scored cell among those that mean the face in the middle."""
-    points = torch.tensor(target, device=out.logits.device)
-    away = (out.landmarks - points).norm(dim=-1).mean(-1)  # (B, N)
-    return torch.where(away < CLOSE_UP * 0.12, out.logits, -torch.inf).argmax(dim=1)
-
-
-def _face(box: list[float] | tuple[float, ...], points: list[list[float]] | tuple[Point, ...], score: float) -> Face:
+def five(points: Iterable[Sequence[float]]) -> Landmarks:
+    """Five points as the tuple a Face carries."""
     a, b, c, d, e = ((float(x), float(y)) for x, y in points)
-    x0, y0, x1, y1 = box
-    return Face((x0, y0, x1, y1), (a, b, c, d, e), score)
+    return a, b, c, d, e
 
 
 def open_starter(path: Path, device: torch.device) -> StarterDetector:
     """The starter detector from a LAFR detector file. Raises CheckpointError when the file is not one."""
     loaded = checkpoint.load(path, "detector")
     try:
-        network = StarterDetectorNet(**loaded.config)
+        nets = StarterNets(**loaded.config)
     except TypeError as error:
         raise CheckpointError(f"{path}: its config does not describe a starter detector ({error}); export it again") from error
-    checkpoint.restore_network(network, loaded, path)
-    return StarterDetector(network, device)
+    checkpoint.restore_network(nets, loaded, path)
+    return StarterDetector(nets, device)

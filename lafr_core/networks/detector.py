@@ -7,13 +7,14 @@ offsets to the five landmarks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .closeup import CloseUpNet
 from .units import ConvUnit, ResidualUnit, fold_units
 
 STRIDES = (8, 16, 32)
@@ -99,3 +100,13 @@ def fold(network: StarterDetectorNet) -> StarterDetectorNet:
     fold_units(network, folded)
     folded.head.load_state_dict(network.head.state_dict())
     return folded
+
+
+class StarterNets(nn.Module):
+    """The two networks of the starter detector: the finder and its second look. ``config`` rebuilds it."""
+
+    def __init__(self, finder: Mapping[str, Any], close_up: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.finder = StarterDetectorNet(**finder)
+        self.close_up = CloseUpNet(**close_up)
+        self.config = {"finder": self.finder.config, "close_up": self.close_up.config}

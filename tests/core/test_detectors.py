@@ -13,24 +13,29 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lafr_core import assets, checkpoint
-from lafr_core.boxes import face_box, overlap
+from lafr_core.boxes import face_box, landmarks_in, overlap
 from lafr_core.detect import detect_faces
 from lafr_core.detectors import BEST_FIRST, find_weights, open_detector
-from lafr_core.detectors import starter as starter_module
 from lafr_core.detectors.retinaface import VARIANTS, RetinaFaceDetector, decode, load_network, make_priors
 from lafr_core.detectors.scrfd import ScrfdDetector
-from lafr_core.detectors.starter import StarterDetector, pyramid
+from lafr_core.detectors.starter import StarterDetector, close_up, pyramid
 from lafr_core.errors import CheckpointError, DownloadError, MissingPackageError, SettingsError
-from lafr_core.networks.detector import StarterDetectorNet, cells, fold
+from lafr_core.geometry import similarity
+from lafr_core.networks import closeup
+from lafr_core.networks.detector import StarterDetectorNet, StarterNets, cells, fold
 from lafr_core.settings import DETECTORS, RestoreSettings
 from lafr_core.types import Detector, Face
 
 SMALL = {"widths": (4, 6, 8, 10), "depths": (1, 1, 1, 1), "neck": 8}
 
 
+def small_nets() -> StarterNets:
+    return StarterNets(SMALL, {"widths": (4, 6, 8, 10)})
+
+
 def write_starter(path: Path) -> Path:
-    network = StarterDetectorNet(**SMALL)  # type: ignore[arg-type]
-    checkpoint.save(path, "detector", network, network.config)
+    nets = small_nets()
+    checkpoint.save(path, "detector", nets, nets.config)
     return path
 
 
@@ -85,6 +90,37 @@ def test_a_shifted_picture_shifts_the_predictions() -> None:
     assert torch.allclose(peak(moved) - peak(picture), torch.tensor([64.0, 32.0]), atol=0.02)
 
 
+def test_folding_the_second_look_keeps_its_output() -> None:
+    network = closeup.CloseUpNet((4, 6, 8, 10), norm=True)
+    for _ in range(3):
+        network(torch.rand(4, 3, 64, 64))
+    network.eval()
+    x = torch.rand(2, 3, 64, 64)
+    for old, new in zip(network(x), closeup.fold(network)(x), strict=True):
+        assert torch.allclose(old, new, atol=1e-3)
+
+
+def test_a_close_up_shows_the_landmarks_where_its_template_has_them() -> None:
+    landmarks = landmarks_in((300.0, 200.0, 567.0, 585.0))  # as large as the FFHQ template's face: 8.35 photo pixels a pixel
+    image = torch.zeros(3, 700, 800)
+    for channel, (x, y) in zip((0, 1, 2), (landmarks[0], landmarks[1], landmarks[4]), strict=True):
+        image[channel, round(y) - 12 : round(y) + 13, round(x) - 12 : round(x) + 13] = 1
+    shown = close_up(image, similarity(closeup.template(), landmarks))
+    assert shown.shape == (3, 64, 64)
+    ys, xs = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    for channel, index in zip((0, 1, 2), (0, 1, 4), strict=True):
+        weight = shown[channel] / shown[channel].sum()
+        assert (float((weight * xs).sum()), float((weight * ys).sum())) == pytest.approx(closeup.template()[index], abs=0.15)
+
+
+@pytest.mark.parametrize("shift", [-5000.0, 5000.0])
+def test_a_close_up_outside_the_photo_shows_its_border(shift: float) -> None:
+    image = torch.rand(3, 30, 40)
+    matrix = similarity(closeup.template(), landmarks_in((shift, shift, shift + 60, shift + 80)))
+    corner = image[:, 0, 0] if shift < 0 else image[:, -1, -1]
+    assert torch.allclose(close_up(image, matrix), corner[:, None, None].expand(3, 64, 64), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("size", "count"), [((40, 50), 1), ((256, 200), 2), ((704, 704), 2), ((1024, 700), 3), ((10, 2048), 3)]
 )
@@ -97,10 +133,12 @@ def test_the_pyramid_makes_every_big_face_small(size: tuple[int, int], count: in
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (33, 65), (2, 3000)])
 def test_the_starter_takes_any_size_and_leaves_the_image_alone(size: tuple[int, int]) -> None:
-    detector = StarterDetector(StarterDetectorNet(**SMALL), torch.device("cpu"))  # type: ignore[arg-type]
+    detector = StarterDetector(small_nets(), torch.device("cpu"))
     image = torch.rand(3, *size)
     before = image.clone()
-    for face in detector(image, 0.0001):  # untrained: whatever it finds must be well formed
+    found = detector(image, 0.0001)
+    assert found
+    for face in found:  # untrained: whatever it finds must be well formed
         assert all(math.isfinite(v) for v in (*face.box, *(c for p in face.landmarks for c in p)))
     assert torch.equal(image, before)
 
@@ -258,14 +296,16 @@ def test_auto_tells_a_given_file_by_what_it_is(tmp_path: Path, shared_weights: P
 
 
 def test_a_starter_file_of_another_kind_or_config_is_refused(tmp_path: Path) -> None:
-    network = StarterDetectorNet(**SMALL)  # type: ignore[arg-type]
+    network = small_nets()
     checkpoint.save(tmp_path / "vae.safetensors", "vae", network, {})
     with pytest.raises(CheckpointError, match="got a vae file"):
         open_detector("starter", weights=tmp_path / "vae.safetensors")
     checkpoint.save(tmp_path / "odd.safetensors", "detector", network, {"layers": 3})
     with pytest.raises(CheckpointError, match="does not describe a starter detector"):
         open_detector("starter", weights=tmp_path / "odd.safetensors")
-    checkpoint.save(tmp_path / "wide.safetensors", "detector", network, {**network.config, "neck": 16})
+    checkpoint.save(
+        tmp_path / "wide.safetensors", "detector", network, {**network.config, "close_up": {"widths": (8, 8, 8, 8)}}
+    )
     with pytest.raises(CheckpointError, match="tensors do not fit"):
         open_detector("starter", weights=tmp_path / "wide.safetensors")
 
@@ -348,14 +388,15 @@ def test_pictures_without_faces_have_none(detector: Detector) -> None:
 
 
 def test_the_second_look_makes_landmarks_better(starter: Detector, val_photos: list) -> None:
-    network = starter.network  # type: ignore[attr-defined]
-    errors = {}
-    for refine in (False, True):
-        detector = StarterDetector(network, torch.device("cpu"), refine=refine)
-        found = [(detector(image, 0.3)[0], points) for image, points in val_photos]
-        errors[refine] = np.mean([np.abs(np.asarray(face.landmarks) - np.asarray(points)).mean() for face, points in found])
-    assert errors[True] < errors[False]
-    assert starter_module.CLOSE_UP % 32 == 0
+    assert isinstance(starter, StarterDetector)
+    errors: dict[str, list[float]] = {"first": [], "second": []}
+    for image, points in val_photos:
+        small, scale = pyramid(image)[1]
+        guess = max(starter.candidates(small, scale, 0.3), key=lambda face: face.score)
+        (better,) = starter.closer(image, [guess])
+        for name, face in (("first", guess), ("second", better)):
+            errors[name].append(float(np.linalg.norm(np.asarray(face.landmarks) - np.asarray(points), axis=1).mean()))
+    assert np.mean(errors["second"]) < np.mean(errors["first"])
 
 
 def test_astronaut_is_found(detector: Detector) -> None:

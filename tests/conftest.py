@@ -70,7 +70,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Our five kinds of weight files with small random networks: right in form, of no use."""
     from lafr_core import checkpoint
     from lafr_core.networks.adapter import AdapterNet
-    from lafr_core.networks.detector import StarterDetectorNet
+    from lafr_core.networks.detector import StarterNets
     from lafr_core.networks.embedder import StarterEmbedderNet
     from lafr_core.networks.prior import PriorNet
     from lafr_core.networks.vae import StarterVaeNet
@@ -83,18 +83,22 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "vae": {"encoder": half, "decoder": half},
         "adapter": small,
         "prior": {"widths": [8, 16, 16], "depth": 2, "grid": 64},
-        "detector": {"widths": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "neck": 8},
+        "detector": {
+            "finder": {"widths": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "neck": 8},
+            "close_up": {"widths": [4, 6, 8, 10]},
+        },
         "embedder": {"widths": [8, 8, 8, 8], "depths": [1, 1, 1], "dimensions": 16},
     }
-    kinds: dict[str, Callable[..., torch.nn.Module]] = {
+    kinds: dict[str, Callable[..., Any]] = {
         "vae": StarterVaeNet,
         "adapter": AdapterNet,
         "prior": PriorNet,
-        "detector": StarterDetectorNet,
+        "detector": StarterNets,
         "embedder": StarterEmbedderNet,
     }
     folder = tmp_path_factory.mktemp("weights")
     for kind, config in configs.items():
-        checkpoint.save(folder / f"{kind}.safetensors", kind, kinds[kind](**config), config)
+        network: Any = kinds[kind](**config)
+        checkpoint.save(folder / f"{kind}.safetensors", kind, network, network.config)
     torch.set_rng_state(generator_state)
     return {kind: folder / f"{kind}.safetensors" for kind in configs}

@@ -19,6 +19,7 @@ MODULES = sorted(CORE.rglob("*.py"))
 HOSTS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "modules", "modules_forge"}
 HOSTS |= {"backend", "gradio", "fastapi", "launch", "latent_preview", "ldm"}
 OPTIONAL = {"diffusers", "transformers", "peft", "facexlib", "insightface", "onnxruntime", "accelerate", "skimage", "tqdm"}
+OPTIONAL |= {"torchvision", "einops", "yaml"}
 FORBIDDEN = {"cv2", "scipy", "basicsr", "gfpgan", "kornia", "train", "scripts", "lafr_webui", "benchmarks", "tests"}
 STAGES = {"detect", "crop", "align", "restore", "paste"}
 ABOVE = {"pipeline", "starter", "processes", "batch", "cli", "demo", "__main__"}

@@ -2,7 +2,8 @@
 
     python tests/train/kill_test.py --kills 10
 
-Weights, averaged weights, optimiser, generators and codebook counts must agree to the last bit. Runs on the CPU; prints what it saw.
+Weights, averaged weights, optimiser, generators and codebook counts must agree to the last bit. Runs on the CPU; prints what
+it saw.
 """
 
 from __future__ import annotations

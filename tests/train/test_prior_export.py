@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from train_tiny import CONTEXT_WIDTH, settings, tiny_unet, unet_folder
 
 from lafr_core import lora as loras
 from lafr_core.align import open_adapter
@@ -17,8 +18,6 @@ from lafr_core.sd_prior import load_context, open_sd_prior
 from train import adapter, codebook, parts, prior, run
 from train.config import Config, PriorStage
 from train.export import export, to_diffusers
-
-from train_tiny import CONTEXT_WIDTH, settings, tiny_unet, unet_folder
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
@@ -58,7 +57,13 @@ def test_lora_learned_something(exported: Path) -> None:
 def test_metadata_say_what_the_lora_is_for(exported: Path) -> None:
     with safe_open(str(exported / "lafr_lora.safetensors"), "pt") as file:
         metadata = file.metadata()
-    wanted = {"base_model": "other", "context_dim": str(CONTEXT_WIDTH), "timestep": "250", "prediction": "v_prediction", "rank": "4"}
+    wanted = {
+        "base_model": "other",
+        "context_dim": str(CONTEXT_WIDTH),
+        "timestep": "250",
+        "prediction": "v_prediction",
+        "rank": "4",
+    }
     assert {key: metadata[key] for key in wanted} == wanted
 
 
@@ -108,10 +113,14 @@ def test_diffusers_format_carries_alpha_in_b() -> None:
 def test_kohya_and_back() -> None:
     tensors = {"down_blocks.0.conv_in.lora_A.weight": noise(4, 3), "down_blocks.0.conv_in.lora_B.weight": noise(5, 4)}
     kohya = loras.peft_to_kohya({f"base_model.model.unet.{k}": t for k, t in tensors.items()}, alpha=8.0)
-    assert sorted(kohya) == [f"lora_unet_down_blocks_0_conv_in.{end}" for end in ("alpha", "lora_down.weight", "lora_up.weight")]
+    assert sorted(kohya) == [
+        f"lora_unet_down_blocks_0_conv_in.{end}" for end in ("alpha", "lora_down.weight", "lora_up.weight")
+    ]
     back = loras.kohya_to_peft(kohya, ["down_blocks.0.conv_in", "down_blocks.0"])
     assert torch.equal(back["down_blocks.0.conv_in.lora_A.weight"], tensors["down_blocks.0.conv_in.lora_A.weight"])
-    assert torch.equal(back["down_blocks.0.conv_in.lora_B.weight"], tensors["down_blocks.0.conv_in.lora_B.weight"] * 2)  # alpha / rank
+    assert torch.equal(
+        back["down_blocks.0.conv_in.lora_B.weight"], tensors["down_blocks.0.conv_in.lora_B.weight"] * 2
+    )  # alpha / rank
 
 
 def test_merge_is_w_plus_scaled_up_down_and_strength_counts() -> None:
@@ -149,7 +158,11 @@ def test_wrong_lora_files_are_refused_by_name(tmp_path: Path, trained: tuple[Pat
         loras.load_lora(raw)
     wide = tmp_path / "sd2.safetensors"
     name = "lora_unet_conv_in"
-    save_file({f"{name}.lora_down.weight": noise(4, 4, 3, 3), f"{name}.lora_up.weight": noise(16, 4, 1, 1)}, str(wide), {"context_dim": "1024"})
+    save_file(
+        {f"{name}.lora_down.weight": noise(4, 4, 3, 3), f"{name}.lora_up.weight": noise(16, 4, 1, 1)},
+        str(wide),
+        {"context_dim": "1024"},
+    )
     with pytest.raises(CheckpointError, match=f"text width 1024, this UNet's is {CONTEXT_WIDTH}"):
         open_sd_prior(trained[0] / "unet", lora=wide)
 
@@ -157,7 +170,9 @@ def test_wrong_lora_files_are_refused_by_name(tmp_path: Path, trained: tuple[Pat
 def test_sdxl_and_inpainting_unets_are_refused(tmp_path: Path) -> None:
     xl = tmp_path / "xl"
     xl.mkdir()
-    (xl / "config.json").write_text('{"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time", "cross_attention_dim": 2048}')
+    (xl / "config.json").write_text(
+        '{"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time", "cross_attention_dim": 2048}'
+    )
     with pytest.raises(CheckpointError, match="SDXL UNet, the adapter is for SD 1.x/2.x"):
         open_sd_prior(xl)
     (xl / "config.json").write_text('{"_class_name": "UNet2DConditionModel", "in_channels": 9}')

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kill_test import settings, tiny_vae
 from safetensors.torch import save_file
 from torch import nn
-
-from kill_test import settings, tiny_vae
 
 __all__ = ["CONTEXT_WIDTH", "UNET", "faces_at", "settings", "tiny_unet", "tiny_vae", "unet_folder"]
 

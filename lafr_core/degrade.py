@@ -79,7 +79,7 @@ def blur(image: Array, sigma_x: float, sigma_y: float, angle: float) -> Array:
     Computed in the frequency domain over a reflected border, so the cost does not grow with sigma.
     """
     height, width = image.shape[:2]
-    pad = int(math.ceil(3 * max(sigma_x, sigma_y)))
+    pad = math.ceil(3 * max(sigma_x, sigma_y))
     pad = min(pad, height - 1, width - 1)
     padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
     fy = np.fft.fftfreq(padded.shape[0]).astype(np.float32)[:, None]
@@ -114,7 +114,7 @@ def apply(image: Array, drawn: Drawn, generator: np.random.Generator) -> Array:
     low = np.clip(low + noise, 0.0, 1.0)
     buffer = io.BytesIO()
     Image.fromarray((low * 255 + 0.5).astype(np.uint8)).save(buffer, "JPEG", quality=drawn.quality)
-    low = np.asarray(Image.open(buffer).convert("RGB"), dtype=np.float32) / 255
+    low = np.asarray(Image.open(buffer).convert("RGB")).astype(np.float32) / np.float32(255)
     return np.clip(resize(low, (height, width), Image.Resampling.BICUBIC), 0.0, 1.0)
 
 

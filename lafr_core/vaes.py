@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import checkpoint
 from .assets import bundled
@@ -23,7 +24,7 @@ from .types import Vae
 class StarterVae:
     """The bundled autoencoder; its latents are UNet-scaled already."""
 
-    def __init__(self, network: nn.Module, spec: LatentSpec) -> None:
+    def __init__(self, network: Any, spec: LatentSpec) -> None:
         self.network, self.spec = network, spec
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ class StarterVae:
 class TinyVae:
     """diffusers AutoencoderTiny (TAESD and its siblings): the network's own latents are UNet-scaled."""
 
-    def __init__(self, network: nn.Module, spec: LatentSpec) -> None:
+    def __init__(self, network: Any, spec: LatentSpec) -> None:
         self.network, self.spec = network, spec
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def _from_folder(folder: Path, device: torch.device | str) -> Vae:
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: expected a diffusers VAE folder with a readable config.json ({error})") from error
     diffusers = _diffusers()
-    kinds = {"AutoencoderKL": KlVae, "AutoencoderTiny": TinyVae}
+    kinds: dict[str, Callable[[Any, LatentSpec], Vae]] = {"AutoencoderKL": KlVae, "AutoencoderTiny": TinyVae}
     if kind not in kinds:
         raise CheckpointError(f"{folder}: expected AutoencoderKL or AutoencoderTiny in config.json, got {kind!r}")
     spec = _spec_of(config, folder)

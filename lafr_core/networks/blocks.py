@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        position = self.position
+        position: Tensor = self.position
         if position.shape[-2:] != (h, w):
             position = F.interpolate(position, size=(h, w), mode="bilinear", align_corners=False)
         qkv = self.qkv(self.norm(x) + position)

@@ -30,6 +30,8 @@ class Codebook(nn.Module):
     ``top_k`` > 1 mixes the K nearest with weights softmax(-distance / (2 spread)), a soft assignment.
     """
 
+    spread: Tensor
+
     def __init__(self, entries: int = 1024, width: int = 64, top_k: int = 1) -> None:
         super().__init__()
         if not 1 <= top_k <= entries:

@@ -97,7 +97,9 @@ def _row_gradient(row: Tensor, decode: Decode, embedder: Embedder, target: Tenso
         except RuntimeError as error:
             if "nference tensor" not in str(error):
                 raise
-            raise InputError("guidance: weights were made under torch.inference_mode; pass their module through ordinary()") from error
+            raise InputError(
+                "guidance: weights were made under torch.inference_mode; pass their module through ordinary()"
+            ) from error
         if not loss.requires_grad:
             raise InputError("guidance: no gradient reaches the latent; decode or the embedder works under no_grad or clamps")
         (gradient,) = torch.autograd.grad(loss, leaf)

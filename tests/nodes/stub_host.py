@@ -7,6 +7,7 @@ ComfyUI does, and takes the stand-ins out of ``sys.modules`` again.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import types
 from dataclasses import dataclass, field
@@ -29,12 +30,21 @@ class Declared:
 
 def _type(name: str, *known: str) -> type:
     """A host type whose Input takes exactly ``known`` besides what every input takes (ComfyUI 0.3.64's signatures)."""
-    namespace: dict[str, Any] = {}
-    arguments = ", ".join(f"{argument}=None" for argument in ("display_name", "optional", "tooltip", "lazy", *known))
-    body = "    Declared.__init__(self, **{k: v for k, v in locals().items() if k != 'self'})"
-    # A real signature, which the pack inspects.
-    exec(f"def __init__(self, id, {arguments}):\n{body}", {"Declared": Declared}, namespace)
-    made = type("Input", (Declared,), {"__init__": namespace["__init__"], "io_type": name})
+    parameter = inspect.Parameter
+    optional = ("display_name", "optional", "tooltip", "lazy", *known)
+
+    def init(self: Declared, id: str, **kwargs: Any) -> None:
+        unknown = set(kwargs) - set(optional)
+        if unknown:
+            raise TypeError(f"{name}.Input got unexpected keyword arguments {sorted(unknown)}")
+        Declared.__init__(self, id, **kwargs)
+
+    # What the pack inspects to leave out the arguments of newer hosts.
+    init.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter("self", parameter.POSITIONAL_OR_KEYWORD), parameter("id", parameter.POSITIONAL_OR_KEYWORD)]
+        + [parameter(one, parameter.POSITIONAL_OR_KEYWORD, default=None) for one in optional]
+    )
+    made = type("Input", (Declared,), {"__init__": init, "io_type": name})
     out = type("Output", (Declared,), {"io_type": name})
     return type(name, (), {"Input": made, "Output": out, "io_type": name})
 

@@ -173,7 +173,7 @@ def test_sdxl_and_inpainting_unets_are_refused(tmp_path: Path) -> None:
     (xl / "config.json").write_text(
         '{"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time", "cross_attention_dim": 2048}'
     )
-    with pytest.raises(CheckpointError, match="SDXL UNet, the adapter is for SD 1.x/2.x"):
+    with pytest.raises(CheckpointError, match=r"SDXL UNet, the adapter is for SD 1.x/2.x"):
         open_sd_prior(xl)
     (xl / "config.json").write_text('{"_class_name": "UNet2DConditionModel", "in_channels": 9}')
     with pytest.raises(CheckpointError, match="9 is an inpainting model"):
@@ -199,7 +199,7 @@ def test_exported_adapter_opens_in_the_library(exported: Path) -> None:
 
 
 def test_export_of_a_stage_that_was_not_trained(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected a prior checkpoint .* found none; train that stage first"):
+    with pytest.raises(CheckpointError, match=r"expected a prior checkpoint .* found none; train that stage first"):
         export(tmp_path, "prior", tmp_path / "out")
 
 

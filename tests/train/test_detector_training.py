@@ -1,0 +1,176 @@
+"""What the starter detector and embedder are taught: labels that lie on the pixels, assignments and losses worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from lafr_core.boxes import face_box
+from lafr_core.geometry import transform
+from lafr_core.networks import closeup
+from lafr_core.networks.detector import Predictions
+from train import closeup as closeup_training
+from train import detector as detector_training
+from train import embedder as embedder_training
+from train.faces import read_split
+
+POINTS = ((150.0, 170.0), (230.0, 160.0), (195.0, 215.0), (165.0, 260.0), (235.0, 250.0))
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> detector_training.Library:
+    """One gray photo of 400x420 pixels with a coloured disc on each landmark."""
+    folder = tmp_path_factory.mktemp("faces")
+    (folder / "train").mkdir()
+    photo = Image.new("RGB", (400, 420), (90, 90, 90))
+    draw = ImageDraw.Draw(photo)
+    for (x, y), colour in zip(POINTS, COLOURS, strict=True):
+        draw.ellipse((x - 12, y - 12, x + 12, y + 12), fill=colour)
+    photo.save(folder / "train" / "drawn.png")
+    names = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+    header = "file,split,source,licence,width,height," + ",".join(f"{n}_{axis}" for n in names for axis in "xy")
+    row = "train/drawn.png,train,drawn,none,400,420," + ",".join(f"{v}" for point in POINTS for v in point)
+    (folder / "faces.csv").write_text(f"{header}\n{row}\n")
+    return detector_training.Library(read_split(folder, "train"))
+
+
+def disc_centre(pixels: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, float]:
+    """Where the disc of ``colour`` lies, in pixel-centre coordinates."""
+    distance = np.abs(pixels.astype(float) - np.asarray(colour)).sum(-1)
+    weight = np.clip(1 - distance / 150, 0, 1)
+    ys, xs = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
+    return float((weight * xs).sum() / weight.sum()), float((weight * ys).sum() / weight.sum())
+
+
+@pytest.mark.parametrize(("size", "degrees"), [(150.0, 0.0), (120.0, 35.0), (60.0, -90.0), (200.0, 10.0)])
+def test_labels_lie_on_the_pixels(library: detector_training.Library, size: float, degrees: float) -> None:
+    matrix = detector_training.placement(library, 0, size, degrees, (110.0, 120.0))
+    view = np.asarray(library.view(0, matrix, (224, 224)))
+    label = detector_training.label(library, 0, matrix, 224)
+    assert label is not None and label.certain
+    for point, colour in zip(label.landmarks, COLOURS, strict=True):
+        assert disc_centre(view, colour) == pytest.approx(point, abs=0.6)
+    part = np.asarray(library.view(0, matrix, (100, 90), (60, 70)))
+    assert np.abs(part.astype(int) - view[70:160, 60:160].astype(int)).max() <= 1
+
+
+def test_placement_gives_the_face_the_size_and_middle_asked_for(library: detector_training.Library) -> None:
+    matrix = detector_training.placement(library, 0, 80.0, 0.0, (100.0, 60.0))
+    x0, y0, x1, y1 = face_box(transform(matrix, POINTS))
+    assert ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx((100.0, 60.0))
+    assert max(x1 - x0, y1 - y0) == pytest.approx(80.0)
+
+
+def test_mirroring_exchanges_left_and_right() -> None:
+    face = detector_training.Labelled((10.0, 5.0, 30.0, 40.0), POINTS, True)
+    flipped = detector_training.mirrored(face, 400)
+    assert flipped.box == (369.0, 5.0, 389.0, 40.0)
+    assert flipped.landmarks[0] == (399 - 230.0, 160.0) and flipped.landmarks[3] == (399 - 235.0, 250.0)
+    assert detector_training.mirrored(flipped, 400) == face
+
+
+def test_a_face_mostly_outside_is_uncertain_and_one_hardly_inside_is_none(library: detector_training.Library) -> None:
+    def at(x: float) -> detector_training.Labelled | None:
+        return detector_training.label(library, 0, detector_training.placement(library, 0, 80.0, 0.0, (x, 100.0)), 224)
+
+    inside, half, outside = at(100.0), at(0.0), at(-60.0)
+    assert inside is not None and inside.certain
+    assert half is not None and not half.certain
+    assert outside is None
+
+
+def test_samples_are_pictures_with_faces_where_they_say(library: detector_training.Library) -> None:
+    g = np.random.default_rng(5)
+    counts = []
+    for _ in range(12):
+        pixels, faces = detector_training.sample(g, library, 128)
+        assert pixels.shape == (128, 128, 3) and pixels.min() >= 0 and pixels.max() <= 1
+        assert all(face_box(face.landmarks) == pytest.approx(face.box, abs=1e-3) for face in faces)
+        counts.append(len(faces))
+    assert min(counts) == 0 and max(counts) >= 2
+
+
+def test_cells_near_the_middle_answer_for_a_face_of_their_level() -> None:
+    centres = torch.tensor([[19.5, 19.5], [27.5, 19.5], [59.5, 19.5], [23.5, 23.5]])
+    strides = torch.tensor([8.0, 8.0, 8.0, 32.0])
+    boxes = torch.tensor([[[10.0, 8.0, 34.0, 38.0], [50.0, 10.0, 70.0, 30.0]]])
+    index, unsure = detector_training.assign(centres, strides, boxes, torch.tensor([[1.0, 0.0]]))
+    assert index.tolist() == [[0, 0, -1, -1]]  # stride 32 is not for a face of 30 pixels
+    assert unsure.tolist() == [[False, False, True, False]]  # the second face is uncertain: neither face nor background
+
+
+def test_generalised_iou_by_hand() -> None:
+    a = torch.tensor([[0.0, 0, 4, 4], [0, 0, 2, 2]])
+    b = torch.tensor([[2.0, 0, 6, 4], [4, 0, 6, 2]])
+    iou, generalised = detector_training.giou(a, b)
+    assert iou.tolist() == pytest.approx([8 / 24, 0])
+    assert generalised.tolist() == pytest.approx([8 / 24, -4 / 12])
+
+
+def test_a_perfect_prediction_costs_nothing_but_its_score() -> None:
+    centres, strides = torch.tensor([[19.5, 19.5], [91.5, 91.5]]), torch.tensor([8.0, 8.0])
+    boxes = torch.tensor([[[8.0, 5.0, 32.0, 35.0]]])
+    points = torch.tensor([[[[12.0, 14], [26, 14], [19, 20], [14, 27], [25, 27]]]])
+    shown = Predictions(torch.tensor([[9.0, -9.0]]), boxes.expand(1, 2, 4), points[0].expand(1, 2, 5, 2), centres, strides)
+    parts = detector_training.losses(shown, boxes, points[0][None], torch.ones(1, 1))
+    assert float(parts["box"]) == pytest.approx(0, abs=1e-6)
+    assert float(parts["landmarks"]) == pytest.approx(0, abs=1e-6)
+    assert float(parts["score"]) < 1e-3
+
+
+def test_close_ups_are_labelled_where_the_pixels_are(library: detector_training.Library) -> None:
+    g = np.random.default_rng(0)
+    for _ in range(4):
+        image, points = closeup_training.positive(g, library)
+        pixels = np.asarray(image)
+        for (x, y), colour in zip(points.tolist(), COLOURS, strict=True):
+            assert disc_centre(pixels, colour) == pytest.approx((x, y), abs=1.2)
+
+
+def test_close_up_moves_turn_about_the_middle() -> None:
+    move = closeup_training.about_middle(90.0, 2.0, (3.0, 0.0))
+    middle = (closeup.SIDE - 1) / 2
+    assert transform(move, [(middle, middle), (middle + 1, middle)]) == pytest.approx(
+        ((middle + 3, middle), (middle + 3, middle + 2))
+    )
+
+
+def test_virtual_people_are_mixtures() -> None:
+    faces = torch.zeros(2, 3, embedder_training.SIDE, embedder_training.SIDE, dtype=torch.uint8)
+    faces[1] = 200
+    mixed = embedder_training.mix(np.random.default_rng(3), faces)
+    assert mixed.shape == faces.shape[1:] and mixed.dtype == torch.uint8
+    assert 0 < float(mixed.float().mean()) < 200
+
+
+def test_disturbed_faces_stay_faces_in_range() -> None:
+    faces = (torch.rand(16, 3, embedder_training.SIDE, embedder_training.SIDE) * 255).to(torch.uint8)
+    crops = embedder_training.disturbed(np.random.default_rng(0), faces)
+    assert crops.shape == (16, 3, 112, 112)
+    assert float(crops.min()) >= 0 and float(crops.max()) <= 1
+
+
+def test_the_relation_loss_sees_what_the_cosine_loss_cannot() -> None:
+    wanted = torch.eye(3)
+    assert all(float(part) == pytest.approx(0) for part in embedder_training.losses(wanted, wanted).values())
+    merged = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0, 0, 1.0]])
+    parts = embedder_training.losses(merged, wanted)
+    assert float(parts["cosine"]) == pytest.approx(1 / 3)
+    assert float(parts["relation"]) == pytest.approx(2 / 9)
+
+
+@pytest.mark.parametrize(
+    ("same", "different", "area"), [([0.9, 0.8], [0.1, 0.2], 1.0), ([0.5], [0.5], 0.5), ([0.1, 0.9], [0.5], 0.5)]
+)
+def test_area_under_the_curve_by_hand(same: list[float], different: list[float], area: float) -> None:
+    assert embedder_training.area_under_curve(np.asarray(same), np.asarray(different)) == pytest.approx(area)
+
+
+def test_the_list_of_crowded_portraits_names_real_files(faces_folder: Path) -> None:
+    names = {photo.path.stem for photo in read_split(faces_folder, "train")}
+    assert set(detector_training.CROWDED) <= names

@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="starter weights (default: the bundled ones)")
     parser.add_argument("--data", type=Path, default=SHARED / "data/faces")
     parser.add_argument("--retinaface", type=Path, default=SHARED / "weights/retinaface_mobile0.25.pth")
-    parser.add_argument("--photos", type=int, default=0, help="only the first N photos (0 = all)")
+    parser.add_argument("--photos", type=int, default=0, help="about N photos, evenly picked (0 = all)")
     parser.add_argument("--no-time", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -144,7 +144,7 @@ def main() -> None:
     if options.retinaface.is_file():
         detectors["retinaface"] = open_detector("retinaface-mobile0.25", weights=options.retinaface)
     photos = [(load_pixels(p), p.landmarks) for p in read_split(options.data, "val")]
-    photos = photos[: options.photos] if options.photos else photos
+    photos = photos[:: max(1, len(photos) // options.photos)] if options.photos else photos
     results: dict[str, dict[str, list[Outcome]]] = {name: {} for name in detectors}
     for severity in SEVERITIES:
         for name in detectors:

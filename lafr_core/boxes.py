@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .geometry import FFHQ_TEMPLATE, invert, similarity
 from .types import Box, Face, Point
+
+Landmarks = tuple[Point, Point, Point, Point, Point]
 
 TEMPLATE_BOX: Box = (125.0, 92.0, 392.0, 477.0)
 """The face box of the FFHQ-512 template: what RetinaFace-mobile0.25 draws around upright faces (median over 154 portraits)."""
@@ -35,11 +37,16 @@ def face_box(landmarks: Sequence[Point]) -> Box:
     return float(cx - half[0]), float(cy - half[1]), float(cx + half[0]), float(cy + half[1])
 
 
-def landmarks_in(box: Box) -> tuple[Point, Point, Point, Point, Point]:
+def landmarks_in(box: Box) -> Landmarks:
     """Where the five landmarks of an upright, frontal face with this box would be: the template's, scaled into the box."""
     x0, y0, x1, y1 = TEMPLATE_BOX
     kx, ky = (box[2] - box[0]) / (x1 - x0), (box[3] - box[1]) / (y1 - y0)
-    a, b, c, d, e = ((box[0] + (x - x0) * kx, box[1] + (y - y0) * ky) for x, y in FFHQ_TEMPLATE)
+    return five((box[0] + (x - x0) * kx, box[1] + (y - y0) * ky) for x, y in FFHQ_TEMPLATE)
+
+
+def five(points: Iterable[Sequence[float]]) -> Landmarks:
+    """Five points as the tuple that a Face carries."""
+    a, b, c, d, e = ((float(x), float(y)) for x, y in points)
     return a, b, c, d, e
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .boxes import landmarks_in, merge, overlap, usable
+from .boxes import five, landmarks_in, merge, overlap, usable
 from .errors import InputError
 from .geometry import transform
 from .settings import RestoreSettings
@@ -122,8 +122,7 @@ def moved(face: Face, matrix: Matrix) -> Face:
     x0, y0, x1, y1 = face.box
     corners = transform(matrix, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
-    a, b, c, d, e = transform(matrix, face.landmarks)
-    return replace(face, box=(min(xs), min(ys), max(xs), max(ys)), landmarks=(a, b, c, d, e))
+    return replace(face, box=(min(xs), min(ys), max(xs), max(ys)), landmarks=five(transform(matrix, face.landmarks)))
 
 
 # --- hand-given boxes ------------------------------------------------------------------------------------------------

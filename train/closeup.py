@@ -18,21 +18,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from lafr_core import checkpoint
-from lafr_core.boxes import overlap, suppress
+from lafr_core.boxes import face_box, five, overlap, suppress
 from lafr_core.geometry import as_matrix, compose, similarity, transform
 from lafr_core.networks.closeup import SIDE, Closer, CloseUpNet, fold, template
 from lafr_core.networks.detector import StarterDetectorNet
 from lafr_core.resample import resample
-from lafr_core.types import Matrix
+from lafr_core.types import Box, Matrix
 
 from .detector import CROWDED, Library, background, degrade_picture, sample, zoomed
-from .faces import read_split
+from .faces import load_pixels, read_split
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,10 @@ def positive(g: np.random.Generator, library: Library) -> tuple[Image.Image, Ten
 def negative(g: np.random.Generator, library: Library, mined: Tensor) -> Image.Image:
     """No face, or none that a close-up should show: a mistake of the finder, a background, a misplaced or upside-down face."""
     u = g.random()
-    if u < 0.5 and len(mined):
-        return Image.fromarray(mined[int(g.integers(len(mined)))].permute(1, 2, 0).numpy())
+    if u < 0.6 and len(mined):
+        found = Image.fromarray(mined[int(g.integers(len(mined)))].permute(1, 2, 0).numpy())
+        cut = [float(v) for v in g.uniform(0, 0.1 * SIDE, 4)]  # moved a little, so that it is never quite the same mistake
+        return found.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=(cut[0], cut[1], SIDE - cut[2], SIDE - cut[3]))
     if u < 0.7:
         return background(g, library, SIDE)
     if u < 0.8:
@@ -114,19 +117,34 @@ def mine(g: np.random.Generator, library: Library, finder: StarterDetectorNet, c
     rows: list[Tensor] = []
     for _ in range(count):
         pixels, faces = sample(g, library, 224)
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-        out = finder(image[None])
-        scores = out.logits[0].sigmoid()
-        chosen = torch.nonzero(scores > 0.12)[:, 0]
-        chosen = chosen[suppress(out.boxes[0, chosen], scores[chosen])][:12]
-        for cell in chosen.tolist():
-            box = tuple(out.boxes[0, cell].tolist())
-            if any(overlap(box, face.box) > 0.15 for face in faces):
-                continue
-            points = [(float(x), float(y)) for x, y in out.landmarks[0, cell].tolist()]
-            crop = resample(image, similarity(template(), points), (SIDE, SIDE), mode="bilinear")
-            rows.append((crop * 255).round().to(torch.uint8))
+        rows += mistakes(finder, pixels, [face.box for face in faces])
+    for _ in range(count // 2):  # ears, necks, ties and hands: portraits larger than a composite, as a photo shows them
+        photo = library.photos[int(g.integers(len(library.photos)))]
+        full = Image.fromarray(load_pixels(photo)).resize((640, 640), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        with Image.open(photo.path) as stored:
+            kx, ky = 640 / stored.width, 640 / stored.height
+        box = face_box([(x * kx, y * ky) for x, y in photo.landmarks])
+        pixels = degrade_picture(g, full, 300.0)[0] if g.random() < 0.6 else np.asarray(full, np.float32) / 255
+        rows += mistakes(finder, pixels, [box])
     return torch.stack(rows) if rows else torch.zeros(0, 3, SIDE, SIDE, dtype=torch.uint8)
+
+
+def mistakes(finder: StarterDetectorNet, pixels: NDArray[np.float32], faces: list[Box]) -> list[Tensor]:
+    """Close-ups (3, 64, 64) uint8 of the candidates on one picture (H, W, 3; multiples of 32) that are none of ``faces``."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    out = finder(image[None])
+    scores = out.logits[0].sigmoid()
+    chosen = torch.nonzero(scores > 0.1)[:, 0]
+    chosen = chosen[suppress(out.boxes[0, chosen], scores[chosen])][:16]
+    rows = []
+    for cell in chosen.tolist():
+        x0, y0, x1, y1 = out.boxes[0, cell].tolist()
+        if any(overlap((x0, y0, x1, y1), face) > 0.15 for face in faces):
+            continue
+        points = five(out.landmarks[0, cell].tolist())
+        crop = resample(image, similarity(template(), points), (SIDE, SIDE), mode="bilinear")
+        rows.append((crop.clamp(0, 1) * 255).round().to(torch.uint8))
+    return rows
 
 
 class CloseUps(IterableDataset):  # type: ignore[type-arg]
@@ -151,7 +169,7 @@ class CloseUps(IterableDataset):  # type: ignore[type-arg]
         n = self.config.batch
         pixels, points, face = torch.empty(n, 3, SIDE, SIDE), torch.zeros(n, 5, 2), torch.zeros(n)
         for i in range(n):
-            if g.random() < 0.65:
+            if g.random() < 0.55:
                 image, points[i] = positive(g, library)
                 face[i] = 1
             else:
@@ -189,6 +207,8 @@ def train(config: Config) -> CloseUpNet:
     (work / "config.json").write_text(json.dumps(asdict(config), indent=1))
     network = CloseUpNet(norm=True).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.decay)
+    if (work / "last.pt").is_file():  # go on from an earlier run, for instance with another finder's mistakes
+        network.load_state_dict(torch.load(work / "last.pt", weights_only=True)["averaged"])
     averaged = {key: value.clone() for key, value in network.state_dict().items()}
     batches = iter(DataLoader(CloseUps(config), batch_size=None, num_workers=1, prefetch_factor=8))
     first = next(batches)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..assets import ASSETS, Asset, check
-from ..boxes import merge, suppress
+from ..boxes import five, merge, suppress
 from ..errors import CheckpointError, MissingPackageError
 from ..types import Face
 
@@ -86,8 +86,8 @@ class RetinaFaceDetector:
         boxes = (boxes[keep].unflatten(-1, (2, 2)) + 0.5) / size - 0.5
         landmarks = (landmarks[keep] + 0.5) / size - 0.5
         return [
-            Face(tuple(box), tuple((x, y) for x, y in five), score)
-            for box, five, score in zip(
+            Face((box[0], box[1], box[2], box[3]), five(points), score)
+            for box, points, score in zip(
                 boxes.flatten(1).tolist(), landmarks.tolist(), scores[chosen[keep]].tolist(), strict=True
             )
         ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..boxes import merge
+from ..boxes import five, merge
 from ..errors import CheckpointError, MissingPackageError
 from ..types import Face
 
@@ -40,9 +40,8 @@ class ScrfdDetector:
             boxes, landmarks = self.model.detect(bgr, input_size=(side, side), det_thresh=threshold)
             if landmarks is None:
                 continue
-            for box, five in zip(boxes.tolist(), landmarks.tolist(), strict=True):
-                a, b, c, d, e = ((float(x), float(y)) for x, y in five)
-                found.append(Face((box[0], box[1], box[2], box[3]), (a, b, c, d, e), min(1.0, max(0.0, box[4]))))
+            for box, points in zip(boxes.tolist(), landmarks.tolist(), strict=True):
+                found.append(Face((box[0], box[1], box[2], box[3]), five(points), min(1.0, max(0.0, box[4]))))
         return [face for face in merge(found) if face.score >= threshold]
 
 

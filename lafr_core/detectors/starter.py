@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,15 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import checkpoint
-from ..boxes import face_box, merge, suppress, usable
+from ..boxes import Landmarks, face_box, five, merge, suppress, usable
 from ..errors import CheckpointError
 from ..geometry import crop_bounds, invert, similarity, transform
 from ..networks import closeup
 from ..networks.detector import Predictions, StarterNets
 from ..resample import resample
-from ..types import Face, Matrix, Point
-
-Landmarks = tuple[Point, Point, Point, Point, Point]
+from ..types import Face, Matrix
 
 LEVEL_STEP = 4
 """Each pyramid level is this many times smaller than the one before."""
@@ -41,7 +39,7 @@ class StarterDetector:
     name = "starter"
 
     def __init__(self, nets: StarterNets, device: torch.device) -> None:
-        self.nets = nets.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self.nets = nets.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self.device = device
 
     @torch.no_grad()
@@ -119,12 +117,6 @@ def close_up(image: Tensor, matrix: Matrix) -> Tensor:
     x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
     (a, b, c), (d, e, f) = matrix
     return resample(image[:, y0:y1, x0:x1], ((a, b, c - x0), (d, e, f - y0)), (closeup.SIDE, closeup.SIDE), mode="bilinear")
-
-
-def five(points: Iterable[Sequence[float]]) -> Landmarks:
-    """Five points as the tuple a Face carries."""
-    a, b, c, d, e = ((float(x), float(y)) for x, y in points)
-    return a, b, c, d, e
 
 
 def open_starter(path: Path, device: torch.device) -> StarterDetector:

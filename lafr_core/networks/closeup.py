@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class CloseUpNet(nn.Module):
 
     def __init__(self, widths: Sequence[int] = (32, 48, 64, 96), norm: bool = False) -> None:
         super().__init__()
-        self.config = {"widths": list(widths), "norm": norm}
+        self.config: dict[str, Any] = {"widths": list(widths), "norm": norm}
         first, *rest = widths
         layers: list[nn.Module] = [ConvUnit(12, first, norm)]
         inputs = first
@@ -62,7 +62,7 @@ class CloseUpNet(nn.Module):
 
 def fold(network: CloseUpNet) -> CloseUpNet:
     """The same network with every batch normalisation folded into its convolution: equal outputs in eval mode."""
-    folded = CloseUpNet(**{**network.config, "norm": False}).eval()  # type: ignore[arg-type]
+    folded = CloseUpNet(**{**network.config, "norm": False}).eval()
     fold_units(network, folded)
     folded.places.load_state_dict(network.places.state_dict())
     folded.out.load_state_dict(network.out.state_dict())

@@ -48,7 +48,7 @@ class StarterDetectorNet(nn.Module):
         norm: bool = False,
     ) -> None:
         super().__init__()
-        self.config = {"widths": list(widths), "depths": list(depths), "neck": neck, "norm": norm}
+        self.config: dict[str, Any] = {"widths": list(widths), "depths": list(depths), "neck": neck, "norm": norm}
         w4, w8, w16, w32 = widths
         # Pairs of pixels go to channels first: the widest map the network computes is a quarter of the photo.
         self.stem = nn.Sequential(ConvUnit(12, w4, norm, stride=2), *(ResidualUnit(w4, norm) for _ in range(depths[0])))

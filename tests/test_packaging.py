@@ -1,0 +1,93 @@
+"""What the registries, ComfyUI-Manager and the webui see of this repository."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import lafr_core
+
+ROOT = Path(__file__).parents[1]
+
+
+def project() -> dict[str, object]:
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib comes with Python 3.11")
+    import tomllib
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_registry_accepts_the_project() -> None:
+    data: dict[str, dict] = project()  # type: ignore[assignment]
+    name = data["project"]["name"]
+    assert len(name) < 100 and "comfyui" not in name.lower()
+    assert data["project"]["version"] == lafr_core.__version__ and re.fullmatch(r"\d+\.\d+\.\d+", lafr_core.__version__)
+    assert f"## {lafr_core.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert {"PublisherId", "DisplayName"} <= set(data["tool"]["comfy"])
+    assert data["tool"]["setuptools"]["packages"] == [
+        "lafr_core",
+        *sorted(f"lafr_core.{path.parent.name}" for path in (ROOT / "lafr_core").glob("*/__init__.py")),
+    ]
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-train.txt", "requirements-dev.txt"])
+def test_requirements_are_lower_bounds(name: str) -> None:
+    lines = [line.strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    assert wanted and all(re.fullmatch(r"-r requirements(-train)?\.txt|[a-z-]+>=[0-9.]+", line) for line in wanted)
+    assert not any(line.startswith(("opencv", "onnxruntime", "basicsr", "gfpgan", "torchaudio")) for line in wanted)
+
+
+def test_no_file_is_a_program_by_accident() -> None:
+    """No pickles, byte code or links in the repository's own folders."""
+    for folder in ("lafr_core", "nodes", "scripts", "lafr_webui", "train", "web", "workflows", "locales"):
+        for path in (ROOT / folder).rglob("*"):
+            assert not path.is_symlink(), path
+            assert path.suffix not in (".pth", ".pt", ".ckpt", ".pkl", ".bin", ".onnx"), path
+
+
+def test_the_starter_weights_fit_into_60_megabytes() -> None:
+    files = list((ROOT / "lafr_core" / "weights").glob("*.safetensors"))
+    if not files:
+        pytest.skip("the starter weights are not there yet")
+    assert sum(path.stat().st_size for path in files) <= 60_000_000
+
+
+# --- install.py ---
+
+
+@pytest.fixture
+def install() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lafr_install", ROOT / "install.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_install_does_nothing_when_nothing_is_missing(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "launch", None)  # importing it would fail
+    assert install.missing() == []
+    install.install()
+
+
+def test_install_asks_the_webui_for_what_is_missing(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    webui = ModuleType("launch")
+    webui.run_pip = lambda command, what: asked.append(command)  # type: ignore[attr-defined]
+    monkeypatch.setitem(install.NEEDED, "surely_not_installed", "surely-not-installed")
+    monkeypatch.setitem(sys.modules, "launch", webui)
+    install.install()
+    assert asked == ["install surely-not-installed"]
+
+
+def test_install_leaves_other_hosts_alone(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(install.NEEDED, "surely_not_installed", "surely-not-installed")
+    monkeypatch.setitem(sys.modules, "launch", None)
+    install.install()  # ComfyUI-Manager runs it too: no error, nothing done

@@ -57,8 +57,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         photo = self.photos[int(generator.integers(len(self.photos)))]
         sharp = aligned_crop(load_pixels(photo), compose(jitter(generator), photo.matrix))
         severity = self.severity
-        if severity == "mixed":  # half the full range, half spread over the three named severities
-            severity = ("full", "full", "full", "mild", "medium", "severe")[int(generator.integers(6))]
+        if severity == "mixed":  # the full range alone is mostly hopeless cases: two thirds come from the named severities
+            severity = ("full", "full", "mild", "medium", "medium", "severe")[int(generator.integers(6))]
         low, _ = degrade(sharp.permute(1, 2, 0).numpy(), generator, severity)
         return _bytes(torch.from_numpy(low).permute(2, 0, 1)), _bytes(sharp)
 
@@ -231,7 +231,9 @@ def train_joint(args: argparse.Namespace) -> None:
     totals: dict[str, float] = {}
     for step, (low, sharp) in enumerate(loader, start=first):
         # A time limit, where given, drives the schedule instead of the step count.
-        done = max(step / args.steps, (time.time() - started) / (60 * args.minutes) if args.minutes else 0.0)
+        done = step / args.steps
+        if args.minutes:
+            done = args.done + (1 - args.done) * (time.time() - started) / (60 * args.minutes)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, done, args.lr)
         low, sharp = _floats(low), _floats(sharp)
@@ -255,8 +257,11 @@ def train_joint(args: argparse.Namespace) -> None:
             "pixel": pixel_loss(decoded, window),
         }
         if step >= args.identity_from:
-            losses["identity"] = identity_loss(teacher, decoded, window)
-        weights = {"align": 0.5, "latent": 0.5, "anchor": 0.05, "pixel": 4.0, "identity": args.identity_weight}
+            losses["identity"], losses["features"] = identity_losses(teacher, decoded, window)
+        weights = {
+            "align": 1.0, "latent": 0.5, "anchor": 0.05, "pixel": 4.0,
+            "identity": args.identity_weight, "features": args.feature_weight,
+        }  # fmt: skip
         loss = sum(weights[name] * value for name, value in losses.items())
         if not bool(torch.isfinite(loss)):
             bad = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
@@ -294,17 +299,17 @@ def train_joint(args: argparse.Namespace) -> None:
             break
 
 
-def identity_loss(teacher: nn.Module, result: Tensor, target: Tensor) -> Tensor:
-    """1 - cosine of the teacher's embeddings plus L1 of its feature maps; windows (B, 3, 400, 400)."""
+def identity_losses(teacher: nn.Module, result: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows (B, 3, 400, 400) -> 1 - cosine of the teacher's embeddings, and the relative L1 of its feature maps."""
     faces = identity_crop(torch.cat([result, target]))
     with amp():
         embedding, maps = teacher.with_features(faces)
     ours, theirs = F.normalize(embedding.float(), dim=1).chunk(2)
-    loss = (1 - (ours * theirs.detach()).sum(1)).mean()
+    features = torch.zeros(())
     for feature in maps:
         a, b = feature.float().chunk(2)
-        loss = loss + 0.5 * F.l1_loss(a, b.detach()) / b.detach().abs().mean().clamp_min(1e-6)
-    return loss
+        features = features + F.l1_loss(a, b.detach()) / b.detach().abs().mean().clamp_min(1e-6) / len(maps)
+    return (1 - (ours * theirs.detach()).sum(1)).mean(), features
 
 
 def identity_crop(window: Tensor) -> Tensor:
@@ -325,11 +330,13 @@ def main() -> None:
     parser.add_argument("--init-prior", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=0.0, help="joint stage: stop after this long, schedule scaled to it")
+    parser.add_argument("--done", type=float, default=0.0, help="with --resume: share of the schedule already run")
     parser.add_argument("--warm", type=int, default=150)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--identity-weight", type=float, default=0.15)
+    parser.add_argument("--identity-weight", type=float, default=0.1)
+    parser.add_argument("--feature-weight", type=float, default=0.05)
     parser.add_argument("--identity-from", type=int, default=300)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--val-every", type=int, default=8)

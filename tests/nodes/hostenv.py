@@ -154,8 +154,14 @@ def make_checkpoint(root: Path, out: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+class Address(str):
+    """A server's address; ``pid`` is its process."""
+
+    pid: int
+
+
 @contextmanager
-def server(root: Path, base: Path) -> Iterator[str]:
+def server(root: Path, base: Path) -> Iterator[Address]:
     """ComfyUI without a window, its folders in ``base``; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -164,7 +170,8 @@ def server(root: Path, base: Path) -> Iterator[str]:
     command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
     log = (base / "server.log").open("w")
     process = subprocess.Popen(command, cwd=root, stdout=log, stderr=subprocess.STDOUT)
-    address = f"http://127.0.0.1:{port}"
+    address = Address(f"http://127.0.0.1:{port}")
+    address.pid = process.pid
     try:
         for _ in range(240):
             if process.poll() is not None:

@@ -67,9 +67,7 @@ async def queue(page: browser.Page) -> None:
 
 SELECT = """(()=>{const n=app.graph._nodes.find(n=>n.type==='LAFR_FacePaste');
   app.canvas.selectNode(n); app.canvas.setDirty(true,true); return !!n})()"""
-PRESS_HELP = """(()=>{const icons=[...document.querySelectorAll('button i')];
-  const i=icons.find(i=>/question-circle|lucide--info/.test(i.className));
-  if(i) i.closest('button').click(); return !!i})()"""
+PRESS_HELP = """(()=>{const b=document.querySelector('[data-testid=info-button]'); if(b) b.click(); return !!b})()"""
 PICTURE_SHOWN = "[...document.querySelectorAll('img')].some(i=>i.src.includes('/docs/assets/') && i.naturalWidth>0)"
 
 
@@ -82,4 +80,6 @@ async def help_page(page: browser.Page) -> None:
 
 
 def plain(node: dict[str, Any]) -> dict[str, Any]:
-    return {"class_type": node["class_type"], "inputs": node["inputs"]}
+    """A node as exported, without the input that only the frontend's own text preview has."""
+    inputs = {name: value for name, value in node["inputs"].items() if (node["class_type"], name) != ("PreviewAny", "preview")}
+    return {"class_type": node["class_type"], "inputs": inputs}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +44,7 @@ def base(comfy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="module")
-def address(comfy_root: Path, base: Path) -> Iterator[str]:
+def address(comfy_root: Path, base: Path) -> Iterator[hostenv.Address]:
     with hostenv.server(comfy_root, base) as address:
         yield address
 
@@ -96,3 +99,43 @@ def test_starting_and_listing_load_nothing(address: str, base: Path) -> None:
     log = (base / "server.log").read_text()
     assert "IMPORT FAILED: lafr" not in log and "(IMPORT FAILED): " + str(base / "custom_nodes") not in log
     assert not (base / "models" / "lafr").exists()
+
+
+SOAK = int(os.environ.get("LAFR_SOAK", "12"))
+"""Prompts in the soak test; 300 for a real one."""
+
+
+def resident(pid: int) -> int:
+    """MiB of memory that the server holds."""
+    (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmRSS")]
+    return int(line.split()[1]) // 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc to read the server's memory")
+def test_many_prompts_of_all_kinds_neither_fail_nor_grow(address: hostenv.Address, base: Path) -> None:
+    """Sizes, faces and no faces, batches and interrupts, as they come; memory after the first third is within 5 %."""
+    dice = random.Random(0)
+    face = Image.open(base / "input" / "example.png").convert("RGB")
+    template = graph_of(address, ROOT / "workflows" / "1_starter_only.json")
+    held = []
+    for number in range(SOAK):
+        size = (dice.randrange(33, 300), dice.randrange(33, 300))
+        picture = face.resize(size) if dice.random() < 0.3 else Image.new("RGB", size, (dice.randrange(256), 90, 60))
+        picture.save(base / "input" / f"soak{number}.png")
+        graph = json.loads(json.dumps(template))
+        for node in graph.values():
+            if node["class_type"] == "LoadImage":
+                node["inputs"]["image"] = f"soak{number}.png"
+        graph["90"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["1", 0], "amount": dice.choice([1, 1, 2])}}
+        graph["2"]["inputs"].update({"image": ["90", 0], "detect_side": 256, "rotate": dice.random() < 0.2})
+        queued = hostenv.post(address, "/prompt", {"prompt": graph})
+        interrupted = dice.random() < 0.1
+        if interrupted:
+            time.sleep(dice.random())
+            hostenv.post(address, "/interrupt", {})
+        entry = hostenv.wait(address, queued["prompt_id"], 600)
+        kinds = [kind for kind, _ in entry["status"]["messages"]]
+        assert entry["status"]["status_str"] == "success" or (interrupted and "execution_interrupted" in kinds), entry["status"]
+        held.append(resident(address.pid))
+    warm = held[SOAK // 3 :]
+    assert max(warm[len(warm) // 2 :]) <= 1.05 * max(warm[: len(warm) // 2]), held

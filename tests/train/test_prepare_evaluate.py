@@ -1,0 +1,143 @@
+"""Preparing a folder of photos, previewing degradations, and judging a checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from train_tiny import faces_at, settings
+
+from lafr_core.errors import InputError
+from lafr_core.geometry import FFHQ_TEMPLATE
+from lafr_core.types import Face
+from train import codebook, evaluate, prepare_data, run
+from train.adapter import AdapterTask
+from train.data import find_pictures
+from train.degrade import preview
+from train.drawn import draw_face
+from train.niqe import Niqe, aggd
+
+NIQE = Path(__file__).parents[3] / "shared" / "weights" / "niqe_pris_params.npz"
+
+
+class Template:
+    """Finds one face, at the FFHQ template scaled to the photo, unless the photo is black."""
+
+    name = "template"
+
+    def __call__(self, image: Tensor, threshold: float) -> list[Face]:
+        if float(image.max()) < 0.01:
+            return []
+        k = image.shape[-1] / 512
+        points = tuple((x * k, y * k) for x, y in FFHQ_TEMPLATE)
+        return [Face(box=(150 * k, 150 * k, 360 * k, 430 * k), landmarks=points, score=0.9)]  # type: ignore[arg-type]
+
+
+def test_prepare_data_keeps_good_faces_and_says_why_it_drops_others(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    faces_at(source, 1, size=512)
+    sharp = (draw_face(3, 512) * 255).astype(np.uint8)
+    Image.fromarray(sharp).resize((32, 32)).resize((512, 512)).save(source / "blurred.png")
+    Image.fromarray(sharp).resize((128, 128)).save(source / "small.png")
+    Image.fromarray(np.zeros((512, 512, 3), np.uint8)).save(source / "empty.png")
+    (source / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    count = prepare_data.prepare(source, target, Template(), prepare_data.Limits())
+    assert count == {"kept": 1, "too blurred": 1, "too small": 1, "without a face": 1, "corrupt": 1}
+    with (target / "manifest.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["source"] == "000.png" and row["sha256"] == prepare_data.digest(target / row["file"])
+    with Image.open(target / row["file"]) as image:
+        assert image.size == (512, 512)
+    with (target / "dropped.csv").open() as file:
+        reasons = {r["source"]: r["reason"] for r in csv.DictReader(file)}
+    assert reasons["empty.png"] == "no face found" and reasons["broken.jpg"].startswith("cannot be decoded")
+    assert reasons["small.png face 0"].startswith("face of 70 px")
+    assert [p.name for p in find_pictures(str(target))] == [row["file"]]  # training reads the manifest
+
+
+def test_sharpness_falls_with_blur() -> None:
+    face = torch.from_numpy(draw_face(1, 512)).permute(2, 0, 1)
+    soft = torch.nn.functional.avg_pool2d(face, 9, 1, 4)
+    assert prepare_data.sharpness(face) > 20 * prepare_data.sharpness(soft)
+
+
+def test_prepare_data_refuses_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no pictures in it or below"):
+        prepare_data.photos(tmp_path)
+
+
+def test_preview_shows_the_samples_training_draws(tmp_path: Path) -> None:
+    table = preview("drawn:4", tmp_path / "p.png", count=5, side=32)
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.size == (8 * 32, 32)
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 and all(30 <= float(row["quality"]) <= 100 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("evaluate")
+    conf = settings(folder, "run", **{"codebook.steps": 1, "adapter.steps": 1, "data.validation": "drawn:3", "log.save_every": 1})
+    run.run(codebook.CodebookTask, conf)
+    run.run(AdapterTask, conf)
+    return conf
+
+
+def test_evaluate_writes_table_values_and_sheet(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Path(trained.log.out)
+    file = out / "adapter" / "step_00000001" / "config.yaml"
+    arguments = ["--config", file, "--checkpoint", out, "--stage", "adapter", "--out", tmp_path, "--identity", "none", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
+    evaluate.main()
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert len(result["values"]["restored"]["PSNR"]) == 3
+    assert result["means"]["degraded"]["PSNR"] != result["means"]["restored"]["PSNR"]
+    text = (tmp_path / "evaluation.md").read_text()
+    assert "| LPIPS | lower | not available |" in text and "| FID | lower | not available |" in text
+    with Image.open(tmp_path / "evaluation.png") as image:
+        assert image.size == (3 * 64, 3 * 64)
+
+
+def test_celeba_layout_pairs_by_name(trained: Any, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    faces_at(tmp_path / "lq", 1)
+    faces_at(tmp_path / "hq", 1)
+    conf = replace(trained, data=replace(trained.data, validation=str(tmp_path)))
+    (pair,) = evaluate.pairs(conf, "celeba", 0)
+    assert pair.name == "000" and torch.equal(pair.lq, pair.hq)
+    (tmp_path / "lq" / "000.png").unlink()
+    with pytest.raises(InputError, match="expected lq/ and hq/ with equal file names, found 0 and 1 files"):
+        list(evaluate.pairs(conf, "celeba", 0))
+
+
+def test_summary_by_hand() -> None:
+    mean, half, count = evaluate.summary([1.0, 3.0, math.nan])
+    assert (mean, count) == (2.0, 2) and half == pytest.approx(1.96 * math.sqrt(2) / math.sqrt(2))
+    assert evaluate.summary([math.nan])[2] == 0
+
+
+@pytest.mark.skipif(not NIQE.is_file(), reason="NIQE's pristine model is not here")
+def test_niqe_likes_photographs_better_than_noise_or_blur() -> None:
+    data = pytest.importorskip("skimage.data")
+    photo = torch.from_numpy(data.astronaut()).permute(2, 0, 1).float()[:, :288, :288] / 255
+    niqe = Niqe(NIQE)
+    soft = torch.nn.functional.avg_pool2d(photo, 9, 1, 4)
+    noisy = (photo + 0.2 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    clean = niqe(photo)
+    assert 2 < clean < 6 and clean < niqe(soft) and clean < niqe(noisy)
+
+
+def test_aggd_recovers_a_gaussian() -> None:
+    shape, left, right = aggd(np.random.default_rng(0).normal(0, 2.0, 200_000))
+    assert shape == pytest.approx(2.0, abs=0.05)
+    assert left == pytest.approx(2.0 * math.sqrt(2), rel=0.02) and right == pytest.approx(left, rel=0.02)  # beta = sigma sqrt(2)

@@ -20,11 +20,12 @@ SPILL = (
 SEED = 0x1AF2
 """The grain field is the same for every crop: no flicker between frames, no dependence on the batch."""
 STRIDES = (3, 2, 1, 1)
-"""Every n-th coefficient of an octave is measured: enough for a median, and in the finest out of step with JPEG's blocks."""
+"""Every n-th coefficient of an octave is measured: enough to rank, and in the finest out of step with JPEG's blocks."""
 FLAT_SHARE = 0.3
 """Share of the crop, the part with the weakest edges, in which grain is measured."""
-MAD_TO_SIGMA = 1.4826
-"""Standard deviation of normal noise over its median absolute value."""
+QUARTILE_TO_SIGMA = 3.138
+"""Standard deviation of normal noise over the lower quartile of its absolute values, which texture and block borders, being
+sparse, move less than the usual median."""
 
 
 def match_grain(restored: Tensor, reference: Tensor, amount: float) -> Tensor:
@@ -55,7 +56,7 @@ def match_grain(restored: Tensor, reference: Tensor, amount: float) -> Tensor:
 def noise_level(images: Tensor) -> Tensor:
     """Standard deviation of the grain per octave, finest first, in luma and two chroma axes: (B, 3, H, W) -> (OCTAVES, B, 3).
 
-    Median absolute wavelet coefficient over the flattest part of each image (Donoho and Johnstone 1994), so edges,
+    From the small wavelet coefficients in the flattest part of each image, after Donoho and Johnstone 1994, so that edges,
     JPEG's block borders and its ringing hardly count.
     """
     opponent = _to_opponent(images.float())
@@ -71,7 +72,7 @@ def _levels(opponent: Tensor, change: Tensor) -> Tensor:
         flat = F.interpolate(change, size=sampled.shape[-2:], mode="bilinear", align_corners=False).flatten(1)
         flat = flat.topk(max(1, int(FLAT_SHARE * flat.shape[1])), dim=1, largest=False).indices
         chosen = sampled.flatten(2).abs().gather(2, flat[:, None].expand(-1, 3, -1))
-        levels.append(chosen.median(dim=2).values * MAD_TO_SIGMA)
+        levels.append(chosen.quantile(0.25, dim=2) * QUARTILE_TO_SIGMA)
     return torch.stack(levels)
 
 
@@ -105,10 +106,9 @@ def _unit_grain(height: int, width: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(SEED)
     fields = []
     for octave in range(OCTAVES):
-        size = (max(2, -(-height >> octave)), max(2, -(-width >> octave)))
-        noise = torch.randn((1, 3, *size), generator=generator)
+        noise = torch.randn((1, 3, -(-height >> octave), -(-width >> octave)), generator=generator)
         noise = noise - _smooth(noise)
-        noise = noise / noise.std(dim=(-2, -1), keepdim=True)
+        noise = noise / noise.std(dim=(-2, -1), keepdim=True, correction=0).clamp_min(1e-6)
         fields.append(F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=False) if octave else noise)
     return fields
 

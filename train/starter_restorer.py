@@ -124,7 +124,7 @@ def train_codebook(args: argparse.Namespace) -> None:
                     learner.start(features.code)
                 match = network.codebook(features.code)
                 entries = features.code + (match.quantised - features.code).detach()
-            mapped = network.mapping(entries, features, zero).float()
+            mapped = network.mapping(entries, features, zero)[0].float()
         loss = F.l1_loss(mapped, z)
         commit = torch.zeros(()) if match is None else F.mse_loss(features.code.float(), match.quantised.float().detach())
         optimizer.zero_grad(set_to_none=True)
@@ -196,15 +196,18 @@ def train_joint(args: argparse.Namespace) -> None:
     teacher = load_mobilefacenet(args.identity).to(memory_format=torch.channels_last)
     torch.manual_seed(args.seed)
     adapter, prior = AdapterNet(), PriorNet()
-    source = args.init or args.out / "codebook.safetensors"
+    source = args.out / "codebook.safetensors"
     checkpoint.restore_network(adapter, checkpoint.load(source, "adapter"), source)
+    anchors = copy.deepcopy(adapter.extractor)  # F of the codebook stage tells the right entries
+    if args.init:
+        checkpoint.restore_network(adapter, checkpoint.load(args.init, "adapter"), args.init)
     if args.init_prior:
         checkpoint.restore_network(prior, checkpoint.load(args.init_prior, "prior"), args.init_prior)
     nets = (
         nn.ModuleDict({"adapter": adapter, "prior": prior}).to(memory_format=torch.channels_last).train().requires_grad_(True)
     )
     adapter.codebook.codes.requires_grad_(False)
-    anchors = copy.deepcopy(adapter.extractor).eval().requires_grad_(False)  # F of the codebook stage tells the right entries
+    anchors.to(memory_format=torch.channels_last)
     slow = copy.deepcopy(nets).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         [p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99)

@@ -1,8 +1,9 @@
 """The LAFR alignment adapter (arXiv 2505.23462, section 3): extractor F, codebook C, mapping M.
 
-z_al = fidelity * z_lq + M(C[k], fidelity * features), k the nearest entry to each of F's features. At fidelity 0 only
-codebook entries reach the result; the fidelity-weighted skips let features of the input past the codebook, as in
-CodeFormer's controllable feature transformation (Zhou et al. 2022, arXiv 2206.11253, section 3.4).
+z_al = (1 - fidelity) * M(C[k], 0) + fidelity * (z_lq + R(C[k], fidelity * features)), k the nearest entry to each of F's
+features; M and R share all layers but the last. At fidelity 0 only codebook entries reach the result; above it, features
+of the input pass the codebook as in CodeFormer's controllable feature transformation (Zhou et al. 2022, arXiv 2206.11253,
+section 3.4). At fidelity 1 the result is the input plus a correction, which untrained is 0.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Extractor(nn.Module):
 
 
 class Mapping(nn.Module):
-    """M: codebook entries (and, by fidelity, features) -> latents."""
+    """M and R: codebook entries (and, by fidelity, features) -> latents, and the correction of the input latents."""
 
     def __init__(self, channels: int, width: int, coarse: int, code_width: int, depth: int) -> None:
         super().__init__()
@@ -65,11 +66,13 @@ class Mapping(nn.Module):
         self.fine = nn.Sequential(*(Residual(width, 8) for _ in range(depth)))
         self.norm = nn.GroupNorm(8, width)
         self.out = conv(width, channels)
+        self.correction = zeroed(conv(width, channels))
 
-    def forward(self, entries: Tensor, features: Features, fidelity: Tensor) -> Tensor:
+    def forward(self, entries: Tensor, features: Features, fidelity: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stem(entries) + fidelity * self.coarse_gate(features.coarse)
         x = self.up(self.coarse(x)) + fidelity * self.fine_gate(features.fine)
-        return self.out(F.silu(self.norm(self.fine(x))))
+        x = F.silu(self.norm(self.fine(x)))
+        return self.out(x), self.correction(x)
 
 
 class AdapterOutput(NamedTuple):
@@ -110,4 +113,6 @@ class AdapterNet(nn.Module):
         features = self.extractor(latents)
         match = self.codebook(features.code)
         entries = features.code + (match.quantised - features.code).detach() if torch.is_grad_enabled() else match.quantised
-        return AdapterOutput(fidelity * latents + self.mapping(entries, features, fidelity), features, match)
+        mapped, correction = self.mapping(entries, features, fidelity)
+        aligned = (1 - fidelity) * mapped + fidelity * (latents + correction)
+        return AdapterOutput(aligned, features, match)

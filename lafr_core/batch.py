@@ -124,12 +124,10 @@ def carry_out(run: Run, processes: Processes) -> int:
 def _work(run: Run, jobs: Sequence[Job], processes: Processes, results: Report) -> None:
     from tqdm import tqdm
 
-    worker: Worker | None = None
+    worker = _opened(run, jobs, processes)
     hidden = not (sys.stderr.isatty() and processes.first)
     with tqdm(jobs, desc=run.command, unit="photo", disable=hidden, file=sys.stderr) as bar:
         for job in bar:
-            if worker is None and job.problem is None:
-                worker = run.open_worker(processes)
             done = _attempt(job, worker)
             results.add(done)
             if done.status == report.FAILED:
@@ -137,6 +135,16 @@ def _work(run: Run, jobs: Sequence[Job], processes: Processes, results: Report) 
                 bar.write(f"lafr: failed: {reason if done.input in reason else f'{done.input}: {reason}'}", file=sys.stderr)
             for warning in done.warnings:
                 bar.write(f"lafr: {done.input}: {warning}", file=sys.stderr)
+
+
+def _opened(run: Run, jobs: Sequence[Job], processes: Processes) -> Worker | None:
+    """The models, opened by the first process before the others: what one has to download, the others then find."""
+    if not processes.first:
+        processes.wait()
+    worker = run.open_worker(processes) if any(job.problem is None for job in jobs) else None
+    if processes.first:
+        processes.wait()
+    return worker
 
 
 def _attempt(job: Job, worker: Worker | None) -> Record:

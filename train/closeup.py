@@ -35,6 +35,12 @@ from lafr_core.types import Box, Matrix
 from .detector import CROWDED, Library, background, degrade_picture, sample, zoomed
 from .faces import load_pixels, read_split
 
+FACES = 0.55
+"""Share of faces among the training close-ups."""
+
+EXPECTED = 0.1
+"""Share of faces among the finder's candidates in a photo: the second look's logit is moved by the difference in log odds."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -169,7 +175,7 @@ class CloseUps(IterableDataset):  # type: ignore[type-arg]
         n = self.config.batch
         pixels, points, face = torch.empty(n, 3, SIDE, SIDE), torch.zeros(n, 5, 2), torch.zeros(n)
         for i in range(n):
-            if g.random() < 0.55:
+            if g.random() < FACES:
                 image, points[i] = positive(g, library)
                 face[i] = 1
             else:
@@ -253,6 +259,8 @@ def join(finder: Path, close_up: CloseUpNet, path: Path, config: Config) -> None
     nets = StarterNets(loaded.config, close_up.config)
     checkpoint.restore_network(nets.finder, loaded, finder)
     nets.close_up.load_state_dict(close_up.state_dict())
+    with torch.no_grad():
+        nets.close_up.out.bias[0] -= math.log((FACES / (1 - FACES)) / (EXPECTED / (1 - EXPECTED)))
     command = f"; python -m train.closeup --seed {config.seed} --steps {config.steps} --minutes {config.minutes}"
     checkpoint.save(path, "detector", nets, nets.config, {**loaded.notes, "command": loaded.notes.get("command", "") + command})
 

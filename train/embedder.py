@@ -148,7 +148,7 @@ def degraded(g: np.random.Generator, crops: Tensor) -> Tensor:
 
 
 def losses(given: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """cosine: 1 - cos to the teacher; relation: squared error of the cosines among the batch (Park et al. 2019, relational KD)."""
+    """cosine: 1 - cos to the teacher; relation: squared error of the cosines in the batch (relational KD, Park et al. 2019)."""
     return {
         "cosine": 1 - (given * wanted).sum(1).mean(),
         "relation": (given @ given.T - wanted @ wanted.T).square().mean(),
@@ -167,6 +167,8 @@ def train(config: Config) -> StarterEmbedderNet:
     (work / "config.json").write_text(json.dumps(asdict(config), indent=1))
     faces, targets = gather_people(config)
     network = StarterEmbedderNet(norm=True).to(memory_format=torch.channels_last).train()
+    if (work / "last.pt").is_file():  # go on from an earlier run
+        network.load_state_dict(torch.load(work / "last.pt", weights_only=True))
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.decay)
     g = np.random.default_rng([config.seed, 1])
     log = (work / "log.jsonl").open("a", encoding="utf-8")

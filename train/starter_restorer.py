@@ -43,10 +43,14 @@ FACE = slice(7, 57)
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Sample ``i`` -> (degraded, sharp) crops (3, 512, 512) uint8; everything drawn from a generator seeded by (seed, i)."""
+    """Sample ``i`` -> latents (2, C, 64, 64) of a degraded and of the sharp crop, and the sharp crop's ``FACE`` window, uint8.
 
-    def __init__(self, photos: list[Photo], length: int, seed: int, severity: str = "full", start: int = 0) -> None:
-        self.photos, self.length, self.seed, self.severity, self.start = photos, length, seed, severity, start
+    Everything is drawn from a generator seeded by (seed, i). Encoding happens here, in the worker, beside the training step.
+    """
+
+    def __init__(self, photos: list[Photo], encoder: nn.Module, length: int, seed: int, severity: str, start: int = 0) -> None:
+        self.photos, self.encoder, self.length = photos, encoder, length
+        self.seed, self.severity, self.start = seed, severity, start
 
     def __len__(self) -> int:
         return self.length
@@ -60,7 +64,11 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         if severity == "mixed":  # the full range alone is mostly hopeless cases: two thirds come from the named severities
             severity = ("full", "full", "mild", "medium", "medium", "severe")[int(generator.integers(6))]
         low, _ = degrade(sharp.permute(1, 2, 0).numpy(), generator, severity)
-        return _bytes(torch.from_numpy(low).permute(2, 0, 1)), _bytes(sharp)
+        pair = torch.stack([torch.from_numpy(low).permute(2, 0, 1), sharp])
+        with torch.no_grad(), amp():
+            latents = self.encoder(_channels_last(pair)).float()
+        pixels = slice(FACE.start * 8, FACE.stop * 8)
+        return latents, _bytes(sharp[:, pixels, pixels])
 
 
 def _bytes(image: Tensor) -> Tensor:
@@ -220,8 +228,8 @@ def train_joint(args: argparse.Namespace) -> None:
         nets.load_state_dict(state["nets"]), slow.load_state_dict(state["slow"]), optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         log.info("resumed at step %d", first)
-    pairs = Pairs(read_split(args.data, "train"), args.steps * args.batch, args.seed, "mixed", start=0)
-    pairs.start, pairs.length = first * args.batch, (args.steps - first) * args.batch
+    photos, start = read_split(args.data, "train"), first * args.batch
+    pairs = Pairs(photos, vae.encoder, args.steps * args.batch - start, args.seed, "mixed", start)
     loader = DataLoader(
         pairs,
         batch_size=args.batch,
@@ -232,27 +240,25 @@ def train_joint(args: argparse.Namespace) -> None:
     fidelities = torch.Generator().manual_seed(args.seed + first)
     started = time.time()
     totals: dict[str, float] = {}
-    for step, (low, sharp) in enumerate(loader, start=first):
+    for step, (latents, window) in enumerate(loader, start=first):
         # A time limit, where given, drives the schedule instead of the step count.
         done = step / args.steps
         if args.minutes:
             done = args.done + (1 - args.done) * (time.time() - started) / (60 * args.minutes)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, done, args.lr)
-        low, sharp = _floats(low), _floats(sharp)
+        z_lq, z_hq = (_channels_last(z) for z in latents.unbind(1))
+        window = _floats(window)
         # Half of the samples at fidelity 1, half anywhere: every setting of the knob has to work.
-        u = torch.rand((2, len(low), 1, 1, 1), generator=fidelities)
+        u = torch.rand((2, len(window), 1, 1, 1), generator=fidelities)
         fidelity = torch.where(u[0] < 0.5, torch.ones_like(u[1]), u[1])
         with amp():
             with torch.no_grad():
-                z_lq, z_hq = vae.encoder(_channels_last(torch.cat([low, sharp]))).chunk(2)
                 target = adapter.codebook(anchors(z_hq).code)
             aligned = adapter(z_lq, fidelity)
             z = prior(aligned.latents)
             decoded = vae.decoder(z[..., FACE, FACE]).float()
-        z_hq, z = z_hq.float(), z.float()
-        pixels = slice(FACE.start * 8, FACE.stop * 8)
-        window = sharp[..., pixels, pixels]
+        z = z.float()
         losses = {
             "align": F.l1_loss(aligned.latents.float(), z_hq),
             "latent": F.l1_loss(z, z_hq),

@@ -24,6 +24,9 @@ LEVEL_STEP = 4
 SMALLEST_LEVEL = 64
 """No level is made whose longer side would be below this."""
 
+MIRRORED = [1, 0, 2, 4, 3]
+"""Which landmark of a mirrored face is which of the face."""
+
 CANDIDATES = 100
 """At most this many candidates of the finder get a second look."""
 
@@ -84,16 +87,18 @@ class StarterDetector:
         return found
 
     def _look(self, image: Tensor, guesses: Sequence[Landmarks]) -> list[tuple[Landmarks, float]]:
-        """Landmarks and score from a close-up at each guess."""
+        """Landmarks and score from a close-up at each guess: the mean of what it and its mirror image show."""
         target = closeup.template()
         matrices = [similarity(target, guess) for guess in guesses]  # close-up -> image
         if not matrices:
             return []
         crops = torch.stack([close_up(image, matrix) for matrix in matrices])
-        out = self.nets.close_up(crops.contiguous(memory_format=torch.channels_last))
-        scores = out.logits.sigmoid().tolist()
-        points = [five(transform(matrix, row)) for matrix, row in zip(matrices, out.landmarks.tolist(), strict=True)]
-        return list(zip(points, scores, strict=True))
+        out = self.nets.close_up(torch.cat([crops, crops.flip(-1)]).contiguous(memory_format=torch.channels_last))
+        straight, mirrored = out.landmarks.chunk(2)
+        mirrored = torch.stack([closeup.SIDE - 1 - mirrored[..., 0], mirrored[..., 1]], dim=-1)[:, MIRRORED]
+        seen = ((straight + mirrored) / 2).tolist()
+        scores = out.logits.unflatten(0, (2, -1)).mean(0).sigmoid().tolist()
+        return [(five(transform(m, points)), score) for m, points, score in zip(matrices, seen, scores, strict=True)]
 
 
 def pyramid(image: Tensor) -> list[tuple[Tensor, tuple[float, float]]]:

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from lafr_core import settings as core
@@ -13,6 +14,9 @@ from lafr_core.settings import RestoreSettings
 from lafr_webui import infotext, panel
 from lafr_webui.infotext import Report, line, parse, report
 from lafr_webui.settings import EngineSettings, Request, options
+
+# Drawing two dozen settings takes a while on a busy machine; how long says nothing about them.
+FORTY = examples(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def value_of(name):
@@ -59,6 +63,7 @@ def test_no_values_are_the_defaults():
     assert Request().changed() == {}
 
 
+@FORTY
 @given(requests())
 def test_mapping_round_trip(request_):
     assert Request.from_mapping(request_.as_mapping()) == request_
@@ -86,17 +91,20 @@ def test_bad_values_are_named(values, message):
         Request.from_mapping(values)
 
 
+@FORTY
 @given(REPORTS)
 def test_line_round_trip(report_):
     assert parse(line(report_)) == report_
 
 
+@FORTY
 @given(REPORTS)
 def test_line_needs_no_quoting_by_the_host(report_):
     # A1111's infotext splits at commas, quotes what holds a comma, colon or line break, and reads "key: value".
     assert not set(line(report_)) & set(',:"\n\r\\')
 
 
+@FORTY
 @given(REPORTS)
 def test_line_survives_the_hosts_own_grammar(report_):
     # `key: value, key: value` where a bare value ends at the next comma

@@ -224,7 +224,7 @@ def area_under_curve(same: np.ndarray, different: np.ndarray) -> float:
     return float(below.mean() / 2 / len(order))
 
 
-def measure(weights: Path, data: Path, teacher: Path) -> dict[str, float]:
+def measure(weights: Path, data: Path, teacher: Path, every: int = 1) -> dict[str, float]:
     """Same or different on ``faces/val``: two views of a photo, moved a little and degraded, against views of other people."""
     from lafr_core.crop import template_crops
     from lafr_core.identity import open_embedder
@@ -235,16 +235,20 @@ def measure(weights: Path, data: Path, teacher: Path) -> dict[str, float]:
     embedder = open_embedder(weights, "cpu")
     master = load_mobilefacenet(teacher)
     assert embedder is not None
-    photos = read_split(data, "val")
-    pairs = (("sharp", "sharp"), ("sharp", "mild"), ("sharp", "medium"), ("mild", "medium"), ("sharp", "severe"))
+    photos = read_split(data, "val")[::every]
+    severities = ("sharp", "medium", "severe")
+    pairs = (("sharp", "sharp"), ("sharp", "medium"), ("medium", "medium"), ("sharp", "severe"))
     ours: dict[tuple[int, str], list[Tensor]] = {}
     theirs: dict[tuple[int, str], list[Tensor]] = {}
+    first_views: list[Tensor] = []
     for number, photo in enumerate(photos):
         pixels = load_pixels(photo)
         for side in (0, 1):
             g = np.random.default_rng([number, side])
             crop = aligned_crop(pixels, compose(jitter(g), photo.matrix))
-            for severity in ("sharp", "mild", "medium", "severe"):
+            if side == 0:
+                first_views.append(crop[None])
+            for severity in severities:
                 if severity == "sharp":
                     view = crop[None]
                 else:
@@ -266,7 +270,32 @@ def measure(weights: Path, data: Path, teacher: Path) -> dict[str, float]:
     figures["correlation with teacher over pairs of different people"] = float(
         np.corrcoef((a @ a.T).numpy()[off], (b @ b.T).numpy()[off])[0, 1]
     )
+    known = dlib_vectors(torch.cat([crop for crop in first_views]))
+    if known is not None:
+        figures["correlation with dlib over pairs of different people"] = float(
+            np.corrcoef((a @ a.T).numpy()[off], -np.linalg.norm(known[:, None] - known[None], axis=-1)[off])[0, 1]
+        )
+        figures["correlation of the teacher with dlib"] = float(
+            np.corrcoef((b @ b.T).numpy()[off], -np.linalg.norm(known[:, None] - known[None], axis=-1)[off])[0, 1]
+        )
     return figures
+
+
+def dlib_vectors(crops: Tensor) -> np.ndarray | None:
+    """dlib's face descriptors (N, 128) of FFHQ-template crops (N, 3, 512, 512), or None where dlib is not installed."""
+    try:
+        import dlib
+        import face_recognition_models as models
+    except ImportError:
+        return None
+    shape = dlib.shape_predictor(models.pose_predictor_five_point_model_location())
+    network = dlib.face_recognition_model_v1(models.face_recognition_model_location())
+    rows = []
+    for crop in crops:
+        pixels = np.ascontiguousarray((crop.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+        box = dlib.rectangle(130, 190, 380, 440)  # about what dlib's own detector would draw at the template's face
+        rows.append(np.asarray(network.compute_face_descriptor(pixels, shape(pixels, box))))
+    return np.stack(rows)
 
 
 def main() -> None:
@@ -275,11 +304,12 @@ def main() -> None:
     for name, value in asdict(default).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--measure", type=Path, help="print the figures of this weight file instead of training")
+    parser.add_argument("--every", type=int, default=1, help="with --measure: only every n-th validation photo")
     options = vars(parser.parse_args())
-    weights = options.pop("measure")
+    weights, every = options.pop("measure"), options.pop("every")
     config = Config(**options)
     if weights is not None:
-        for name, value in measure(weights, Path(config.data), Path(config.teacher)).items():
+        for name, value in measure(weights, Path(config.data), Path(config.teacher), every).items():
             print(f"{name}: {value:.4f}")
         return
     network = train(config)

@@ -10,6 +10,7 @@ answer, so that a blurred face and its sharp original agree. ``--measure`` print
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import time
@@ -285,11 +286,14 @@ def dlib_vectors(crops: Tensor) -> np.ndarray | None:
     """dlib's face descriptors (N, 128) of FFHQ-template crops (N, 3, 512, 512), or None where dlib is not installed."""
     try:
         import dlib
-        import face_recognition_models as models
     except ImportError:
         return None
-    shape = dlib.shape_predictor(models.pose_predictor_five_point_model_location())
-    network = dlib.face_recognition_model_v1(models.face_recognition_model_location())
+    package = importlib.util.find_spec("face_recognition_models")  # found, not imported: it needs the retired pkg_resources
+    if package is None or package.origin is None:
+        return None
+    models = Path(package.origin).parent / "models"
+    shape = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
+    network = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
     rows = []
     for crop in crops:
         pixels = np.ascontiguousarray((crop.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))

@@ -62,11 +62,13 @@ def run_demo(out: Path, parts: Parts, settings: RestoreSettings, severity: str) 
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in (("original", original), ("before", before), ("after", after)):
         imagefile.write(out / f"{name}.png", Photo(picture))
+    versions = (before, after, original)
     x0, y0, x1, y1 = ASTRONAUT.box
-    page = sheet(
-        ("before", "after", "original"),
-        [Row(f"astronaut, {severity}", (before, after, original), focus=((x0 + x1) / 2, (y0 + y1) / 2))],
-    )
+    rows = [
+        Row(f"astronaut, {severity}", versions, focus=((x0 + x1) / 2, (y0 + y1) / 2)),
+        Row("the face, 512 pixels wide", tuple(crop(version, place(ASTRONAUT)) for version in versions), focus=(255.5, 290.0)),
+    ]
+    page = sheet(("before", "after", "original"), rows)
     with atomic(out / "sheet.png") as temporary:
         page.save(temporary, format="PNG")
     print(f"{len(result.faces)} face(s) found by {parts.detector.name} on {describe(parts.device)}")

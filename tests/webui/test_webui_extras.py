@@ -254,9 +254,7 @@ def test_inside_generation_the_models_are_still_ordinary(webui, parts, monkeypat
     monkeypatch.setattr(engine.starter, "open_parts", open_parts)
     seen = []
     plain = type(toy_parts().vae).decode
-    monkeypatch.setattr(
-        type(toy_parts().vae), "decode", lambda self, z: seen.append(autocast_on()) or plain(self, z)
-    )
+    monkeypatch.setattr(type(toy_parts().vae), "decode", lambda self, z: seen.append(autocast_on()) or plain(self, z))
     outside = webui.run(photo(), {"enable": True}, runner)
     engine.CACHE.clear()
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):

@@ -38,12 +38,10 @@ from train.mobilefacenet import load_mobilefacenet
 from train.starter_vae import pixel_loss
 
 log = logging.getLogger("train.starter_restorer")
-FACE = slice(7, 57)
-"""Latent rows and columns that hold the 400 px the identity crop sees; the decoded part of a training sample."""
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Sample ``i`` -> latents (2, C, 64, 64) of a degraded and of the sharp crop, and the sharp crop's ``FACE`` window, uint8.
+    """Sample ``i`` -> latents (2, C, 64, 64) of a degraded and of the sharp crop, and the sharp crop (3, 512, 512) uint8.
 
     Everything is drawn from a generator seeded by (seed, i). Encoding happens here, in the worker, beside the training step.
     """
@@ -67,8 +65,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         pair = torch.stack([torch.from_numpy(low).permute(2, 0, 1), sharp])
         with torch.no_grad(), amp():
             latents = self.encoder(_channels_last(pair)).float()
-        pixels = slice(FACE.start * 8, FACE.stop * 8)
-        return latents, _bytes(sharp[:, pixels, pixels])
+        return latents, _bytes(sharp)
 
 
 def _bytes(image: Tensor) -> Tensor:
@@ -240,7 +237,7 @@ def train_joint(args: argparse.Namespace) -> None:
     fidelities = torch.Generator().manual_seed(args.seed + first)
     started = time.time()
     totals: dict[str, float] = {}
-    for step, (latents, window) in enumerate(loader, start=first):
+    for step, (latents, sharp) in enumerate(loader, start=first):
         # A time limit, where given, drives the schedule instead of the step count.
         done = step / args.steps
         if args.minutes:
@@ -248,27 +245,28 @@ def train_joint(args: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate(step, done, args.lr)
         z_lq, z_hq = (_channels_last(z) for z in latents.unbind(1))
-        window = _floats(window)
+        sharp = _floats(sharp)
         # Half of the samples at fidelity 1, half anywhere: every setting of the knob has to work.
-        u = torch.rand((2, len(window), 1, 1, 1), generator=fidelities)
+        u = torch.rand((2, len(sharp), 1, 1, 1), generator=fidelities)
         fidelity = torch.where(u[0] < 0.5, torch.ones_like(u[1]), u[1])
         with amp():
             with torch.no_grad():
                 target = adapter.codebook(anchors(z_hq).code)
             aligned = adapter(z_lq, fidelity)
             z = prior(aligned.latents)
-            decoded = vae.decoder(z[..., FACE, FACE]).float()
+            decoded = vae.decoder(z).float()
         z = z.float()
         losses = {
-            "align": F.l1_loss(aligned.latents.float(), z_hq),
-            "latent": F.l1_loss(z, z_hq),
+            "align": relative(aligned.latents.float(), z_hq, z_lq),
+            "latent": relative(z, z_hq, z_lq),
             "anchor": F.mse_loss(aligned.features.code.float(), target.quantised.float()),
-            "pixel": pixel_loss(decoded, window),
+            "pixel": pixel_loss(decoded, sharp),
+            "decibel": (decoded - sharp).square().mean((1, 2, 3)).clamp_min(1e-5).log().mean(),
         }
         if step >= args.identity_from:
-            losses["identity"], losses["features"] = identity_losses(teacher, decoded, window)
+            losses["identity"], losses["features"] = identity_losses(teacher, decoded, sharp)
         weights = {
-            "align": 1.0, "latent": 0.5, "anchor": 0.05, "pixel": 4.0,
+            "align": 0.4, "latent": 0.3, "anchor": 0.05, "pixel": 2.0, "decibel": 0.2,
             "identity": args.identity_weight, "features": args.feature_weight,
         }  # fmt: skip
         loss = sum(weights[name] * value for name, value in losses.items())
@@ -309,8 +307,8 @@ def train_joint(args: argparse.Namespace) -> None:
 
 
 def identity_losses(teacher: nn.Module, result: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows (B, 3, 400, 400) -> 1 - cosine of the teacher's embeddings, and the relative L1 of its feature maps."""
-    faces = identity_crop(torch.cat([result, target]))
+    """Crops (B, 3, 512, 512) -> 1 - cosine of the teacher's embeddings, and the relative L1 of its feature maps."""
+    faces = template_crops(torch.cat([result, target]), ARCFACE_TEMPLATE, 112)
     with amp():
         embedding, maps = teacher.with_features(faces)
     ours, theirs = F.normalize(embedding.float(), dim=1).chunk(2)
@@ -321,10 +319,10 @@ def identity_losses(teacher: nn.Module, result: Tensor, target: Tensor) -> tuple
     return (1 - (ours * theirs.detach()).sum(1)).mean(), features
 
 
-def identity_crop(window: Tensor) -> Tensor:
-    """(B, 3, 400, 400) decoded windows -> (B, 3, 112, 112) at the ArcFace template."""
-    edge = FACE.start * 8
-    return template_crops(F.pad(window, (edge, edge, edge, edge)), ARCFACE_TEMPLATE, 112)
+def relative(latents: Tensor, target: Tensor, before: Tensor) -> Tensor:
+    """Mean over samples of the L1 to ``target`` as a share of what it was ``before``: mild and severe samples count alike."""
+    distance, start = ((z - target).abs().mean((1, 2, 3)) for z in (latents, before))
+    return (distance / start.clamp_min(0.05)).mean()
 
 
 def main() -> None:

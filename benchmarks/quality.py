@@ -7,10 +7,10 @@ Rows: the degraded input, its round trip through the VAE, the adapter alone, the
 trip (the ceiling). Means with 95 % intervals (normal approximation over faces).
 
 Identity is the cosine of dlib's face descriptors after the mean descriptor of 48 training originals is taken off: dlib's
-vectors all point roughly one way, so that without this two strangers score 0.85. No part of LAFR is trained against it. The landmark error is the
-mean distance between the five points RetinaFace-mobile0.25 finds on the picture and on the original, as a share of the
-eye distance; pictures on which it finds no face count as misses. Sharpness is the gradient energy relative to the original's
-round trip.
+vectors all point roughly one way, so that without this strangers score far above 0. No part of LAFR is trained against it.
+The landmark error is the mean distance between the five points RetinaFace-mobile0.25 finds on the picture and on the
+original, as a share of the eye distance; pictures on which it finds no face count as misses. Sharpness is the gradient
+energy relative to the original's round trip.
 """
 
 from __future__ import annotations

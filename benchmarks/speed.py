@@ -40,7 +40,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lafr_core import assets, checkpoint
 from lafr_core.align import Adapter, open_adapter
 from lafr_core.crop import place
-from lafr_core.errors import LafrError
 from lafr_core.geometry import FFHQ_TEMPLATE, invert, transform
 from lafr_core.latents import family
 from lafr_core.networks.adapter import AdapterNet
@@ -298,11 +297,7 @@ def _sd_vae() -> Any | None:
 
 
 def _bundled(kind: str) -> bool:
-    try:
-        assets.bundled(kind)
-    except LafrError:
-        return False
-    return True
+    return assets.bundled(kind).is_file()
 
 
 def _matrix(face: Face) -> Matrix:

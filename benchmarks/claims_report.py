@@ -1,4 +1,7 @@
-"""Turns what benchmarks.claims measured into docs/claims.md and docs/images/claims.png. Variants that were not run are listed as such."""
+"""Turns what benchmarks.claims measured into docs/claims.md and docs/images/claims.png.
+
+Variants that were not run are listed as such.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,8 @@ def with_adapter(results: dict[str, Result]) -> list[str]:
     gains = {metric: relative(base[metric], without[metric]) for metric in METRICS}
     lines.append("Relative gain of the adapter: " + ", ".join(f"{m} {gain(base, without, m)}" for m in METRICS) + ".")
     holds = gains["identity"][0] >= 12.6 and gains["psnr"][1] > 0 and gains["ssim"][1] > 0
-    lines.append(f"The paper's claim (identity +12.6 % or more, PSNR and SSIM up) **{'holds' if holds else 'does not hold'}** here.")
+    verdict = "holds" if holds else "does not hold"
+    lines.append(f"The paper's claim (identity +12.6 % or more, PSNR and SSIM up) **{verdict}** here.")
     return [*lines, ""]
 
 
@@ -85,17 +89,21 @@ def encoder_against_adapter(cache: Path, results: dict[str, Any]) -> list[str]:
     times = [time_to(curve, goal) for curve in (adapter, encoder)]
     assert times[0] is not None and times[1] is not None
     share = 100 * times[0] / max(times[1], 1e-9)
-    lines += ["", f"To reach an error of {goal:.4f}, which both reach: adapter {times[0]:.1f} s, encoder {times[1]:.1f} s: {share:.0f} %."]
+    took = f"adapter {times[0]:.1f} s, encoder {times[1]:.1f} s: {share:.0f} %."
+    lines += ["", f"To reach an error of {goal:.4f}, which both reach: {took}"]
     lines.append(f"The claim (30 % of the time or less) **{'holds' if share <= 30 else 'does not hold'}** here.")
-    return [*lines, "The error is the mean L1 between aligned and clean latents of the validation faces; one seed, so no interval.", ""]
+    lines.append("The error is the mean L1 between aligned and clean latents of the validation faces. One seed: no interval.")
+    return [*lines, ""]
 
 
 def data_and_levels(results: dict[str, Result]) -> list[str]:
     """Claims 3 and 4."""
     lines = ["## 3. How quality grows with the data", "", "All 630 faces are 0.9 % of FFHQ; more (2.7 %) are not here.", ""]
     lines += table([row(LABELS[name], results.get(f"prior_{name}")) for name in ("base", "third", "tenth")])
-    lines += ["## 4. Levels of the loss, matching and fidelity", "", "The structure level needs facexlib's weights, which are not here.", ""]
-    lines += table([row(LABELS[name], results.get(f"prior_{name}")) for name in ("base", "no_latent", "no_pixel", "no_identity", "topk")])
+    lines += ["## 4. Levels of the loss, matching and fidelity", ""]
+    lines += ["The structure level needs facexlib's weights, which are not here.", ""]
+    variants = ("base", "no_latent", "no_pixel", "no_identity", "topk")
+    lines += table([row(LABELS[name], results.get(f"prior_{name}")) for name in variants])
     lines += table([row(f"fidelity {value}", results.get(f"fidelity_{value}")) for value in FIDELITIES])
     return lines
 
@@ -111,7 +119,8 @@ def plot(results: dict[str, Result], path: Path) -> None:
         for place, name in enumerate(reversed(names)):
             mean, low, high = interval(np.asarray(results[f"prior_{name}"][metric]))
             axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color="C0")
-        axes.set_yticks(range(len(names)), [LABELS[n].split(":")[0] for n in reversed(names)] if number == 0 else [""] * len(names))
+        labels = [LABELS[name].split(":")[0] for name in reversed(names)]
+        axes.set_yticks(range(len(names)), labels if number == 0 else [""] * len(names))
         axes.set_title(metric)
     figure.savefig(path, dpi=100)
 
@@ -124,9 +133,10 @@ def write_report(cache: Path, out: Path, budget: Budget, vae: str) -> None:
     lines = [
         "# The paper's claims, on 630 real FFHQ faces at 256 pixels",
         "",
-        "Written by `python -m benchmarks.claims`. Small networks and a very small budget on one CPU thread: codebook "
-        f"{budget.codebook}, adapter {budget.adapter}, prior {budget.prior} steps of {budget.batch} faces, {budget.validation} validation "
-        f"faces, VAE {vae}. Brackets are 95 % bootstrap intervals over faces; all variants see the same faces and degradations.",
+        "Written by `python -m benchmarks.claims`. Small networks and a very small budget on one CPU thread: "
+        f"codebook {budget.codebook}, adapter {budget.adapter}, prior {budget.prior} steps of {budget.batch} faces, "
+        f"{budget.validation} validation faces, VAE {vae}. Brackets are 95 % bootstrap intervals over faces; "
+        "all variants see the same faces and degradations.",
         "Identity: cosine of dlib descriptors less their mean (0 = strangers), a network nothing was trained against.",
         "",
         *with_adapter(results),

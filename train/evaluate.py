@@ -2,9 +2,9 @@
 
     python -m train.evaluate --config runs/sd21/prior/step_00020000/config.yaml --checkpoint runs/sd21 [--layout celeba]
 
-Restores every validation face (data.validation of the config: a plain HQ folder with synthetic degradation, or with ``--layout celeba`` a
-folder holding ``lq/`` and ``hq/`` with equal file names, as CelebA-Test is handed out) and compares with the original. A metric
-whose weights are not there is printed as not available, with what it needs.
+Restores every validation face (data.validation of the config: a plain HQ folder with synthetic degradation, or with
+``--layout celeba`` a folder holding ``lq/`` and ``hq/`` with equal file names, as CelebA-Test is handed out) and compares with
+the original. A metric whose weights are not there is printed as not available, with what it needs.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def pairs(conf: Config, layout: str, limit: int) -> Iterator[Pair]:
     high = {p.stem: p for p in sorted((root / "hq").glob("*")) if p.suffix.lower() in SUFFIXES}
     both = sorted(low.keys() & high.keys())
     if not both:
-        raise InputError(f"{root}: expected lq/ and hq/ with equal file names, found {len(low)} and {len(high)} files and no pair")
+        found = f"{len(low)} and {len(high)} files and no pair"
+        raise InputError(f"{root}: expected lq/ and hq/ with equal file names, found {found}")
     if len(both) < len(low | high):
         log.warning("%d files have no counterpart and are left out", len(low | high) - len(both))
     for name in both[: limit or None]:
@@ -112,7 +113,10 @@ def open_restorer(conf: Config, where: Path, stage: str, fidelity: float, device
 
 
 def open_metrics(weights: Path | None, identity: str) -> list[Metric]:
-    """Every metric of the table; those whose network or weights are missing say what they need. ``weights`` is a folder of them."""
+    """Every metric of the table; those whose network or weights are missing say what they need.
+
+    ``weights`` is a folder of them.
+    """
     folder = weights or Path(".")
     metrics = [
         Metric("PSNR", "higher", lambda a, b: float(psnr(a, b))),
@@ -127,12 +131,16 @@ def open_metrics(weights: Path | None, identity: str) -> list[Metric]:
     metrics.append(_identity(identity))
     metrics.append(_landmarks(folder))
     metrics += [_pyiqa("lpips"), _pyiqa("dists")]
-    metrics.append(Metric("FID", "lower", missing="compares folders, not pairs: run pytorch-fid or clean-fid on the pictures of --save"))
+    folders = "compares folders, not pairs: run pytorch-fid or clean-fid on the pictures of --save"
+    metrics.append(Metric("FID", "lower", missing=folders))
     return metrics
 
 
 def _identity(name: str) -> Metric:
-    """1 minus the Euclidean distance of dlib's face descriptors: no training loss here uses that network. Same person: above 0.4."""
+    """1 minus the Euclidean distance of dlib's face descriptors; same person: above 0.4.
+
+    No training loss here uses that network.
+    """
     if name != "dlib":
         return Metric("identity", "higher", missing=f"expected the embedder dlib, got {name!r}")
     try:
@@ -176,8 +184,9 @@ def _landmarks(folder: Path) -> Metric:
 
 
 def _pyiqa(name: str) -> Metric:
-    """LPIPS (arXiv 1801.03924) or DISTS (arXiv 2004.07728) by pyiqa, whose own cache must hold the weights already: it downloads them
-    otherwise, and an evaluation downloads nothing.
+    """LPIPS (arXiv 1801.03924) or DISTS (arXiv 2004.07728) by pyiqa, whose own cache must hold the weights already.
+
+    It downloads them otherwise, and an evaluation downloads nothing.
     """
     title = name.upper()
     try:

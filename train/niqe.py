@@ -1,7 +1,7 @@
 """NIQE: how far a picture's local statistics are from those of pristine photographs; lower is better, no reference needed.
 
-Mittal, Soundararajan and Bovik, "Making a 'completely blind' image quality analyzer", IEEE SPL 2013, with the published pristine model
-(``niqe_pris_params.npz``: mean, covariance and Gaussian window).
+Mittal, Soundararajan and Bovik, "Making a 'completely blind' image quality analyzer", IEEE SPL 2013, with the published
+pristine model (``niqe_pris_params.npz``: mean, covariance and Gaussian window).
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ _RATIO = np.asarray([math.gamma(2 / g) ** 2 / (math.gamma(1 / g) * math.gamma(3 
 
 
 class Niqe:
-    """Callable: picture (3, H, W) in [0, 1], at least 96x96 -> NIQE. Raises CheckpointError for a file without the three arrays."""
+    """Callable: picture (3, H, W) in [0, 1], at least 96x96 -> NIQE.
+
+    Raises CheckpointError for a file without the three arrays.
+    """
 
     def __init__(self, path: Path) -> None:
+        names = ("mu_pris_param", "cov_pris_param", "gaussian_window")
         try:
             with np.load(path, allow_pickle=False) as data:
-                self.mean, self.covariance, self.window = (np.asarray(data[k]) for k in ("mu_pris_param", "cov_pris_param", "gaussian_window"))
+                self.mean, self.covariance, self.window = (np.asarray(data[name]) for name in names)
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: expected NIQE's mu_pris_param, cov_pris_param and gaussian_window ({error})") from error
+            raise CheckpointError(f"{path}: expected NIQE's {', '.join(names)} ({error})") from error
 
     def __call__(self, picture: Tensor) -> float:
         if picture.ndim != 3 or min(picture.shape[-2:]) < BLOCK:
@@ -105,4 +109,5 @@ def _filter(image: Array, window: Array) -> Array:
 def _halve(image: Array) -> Array:
     """Half the size by an antialiased cubic, as MATLAB's imresize."""
     size = (image.shape[1] // 2, image.shape[0] // 2)
-    return np.asarray(Image.fromarray((image / 255).astype(np.float32)).resize(size, Image.Resampling.BICUBIC), dtype=np.float64) * 255
+    half = Image.fromarray((image / 255).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(half, dtype=np.float64) * 255

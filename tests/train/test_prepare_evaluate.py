@@ -86,7 +86,8 @@ def test_preview_shows_the_samples_training_draws(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("evaluate")
-    conf = settings(folder, "run", **{"codebook.steps": 1, "adapter.steps": 1, "data.validation": "drawn:3", "log.save_every": 1})
+    few = {"codebook.steps": 1, "adapter.steps": 1, "data.validation": "drawn:3", "log.save_every": 1}
+    conf = settings(folder, "run", **few)
     run.run(codebook.CodebookTask, conf)
     run.run(AdapterTask, conf)
     return conf
@@ -95,8 +96,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_evaluate_writes_table_values_and_sheet(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = Path(trained.log.out)
     file = out / "adapter" / "step_00000001" / "config.yaml"
-    arguments = ["--config", file, "--checkpoint", out, "--stage", "adapter", "--out", tmp_path, "--identity", "none", "--device", "cpu"]
-    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
+    where = ["--config", file, "--checkpoint", out, "--out", tmp_path]
+    chosen = ["--stage", "adapter", "--identity", "none", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, where), *chosen])
     evaluate.main()
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert len(result["values"]["restored"]["PSNR"]) == 3
@@ -140,4 +142,5 @@ def test_niqe_likes_photographs_better_than_noise_or_blur() -> None:
 def test_aggd_recovers_a_gaussian() -> None:
     shape, left, right = aggd(np.random.default_rng(0).normal(0, 2.0, 200_000))
     assert shape == pytest.approx(2.0, abs=0.05)
-    assert left == pytest.approx(2.0 * math.sqrt(2), rel=0.02) and right == pytest.approx(left, rel=0.02)  # beta = sigma sqrt(2)
+    assert left == pytest.approx(2.0 * math.sqrt(2), rel=0.02)  # beta = sigma sqrt(2)
+    assert right == pytest.approx(left, rel=0.02)

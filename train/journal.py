@@ -135,7 +135,10 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if key and value} for row in csv.DictReader(file)]
+        return [
+            {key: int(float(value)) if key == "step" else float(value) for key, value in row.items() if key and value}
+            for row in csv.DictReader(file)
+        ]
 
 
 def write_rows(path: Path, rows: list[dict[str, float]]) -> None:

@@ -19,7 +19,7 @@ from train import losses
 from train.config import Config
 from train.data import Faces
 from train.losses import Critics
-from train.parts import adapter_from, decoder_of
+from train.parts import adapter_from, decoder_of, fidelity_parts
 from train.run import Collectives, main
 
 
@@ -39,8 +39,9 @@ class AdapterTask:
         self.network.codebook.top_k = config.network.top_k
         if not config.adapter.train_mapping:
             self.network.mapping.requires_grad_(False)
-            self.network.mapping.coarse_gate.requires_grad_(True)
-            self.network.mapping.fine_gate.requires_grad_(True)
+            # What fidelity 0 never uses learns all the same: stage 1 has left it at zero.
+            for part in fidelity_parts(self.network):
+                part.requires_grad_(True)
         self.model: nn.Module = self.network
 
     def begin(self, model: nn.Module, faces: Faces, step: int) -> None:

@@ -19,7 +19,7 @@ from train.codebook_learning import CodebookLearner, Usage
 from train.config import CodebookStage, Config
 from train.data import Faces, stream
 from train.losses import Critics
-from train.parts import decoder_of, new_adapter
+from train.parts import decoder_of, fidelity_parts, new_adapter
 from train.run import Collectives, main
 
 KMEANS_POINTS = 16
@@ -38,9 +38,9 @@ class CodebookTask:
         self.network: AdapterNet = new_adapter(config, vae.spec.channels).to(device)
         self.model: nn.Module = self.network
         self.network.codebook.requires_grad_(False)
-        # Fidelity is 0 throughout: the gates' gradients would be zeros, and weight decay alone would move them.
-        self.network.mapping.coarse_gate.requires_grad_(False)
-        self.network.mapping.fine_gate.requires_grad_(False)
+        # Fidelity is 0 throughout: their gradients would be zeros, and weight decay alone would move them.
+        for part in fidelity_parts(self.network):
+            part.requires_grad_(False)
         self.learner = CodebookLearner(
             self.network.codebook,
             torch.Generator().manual_seed(config.seed),

@@ -146,7 +146,7 @@ class AdapterStage(Stage):
     """Stage 2: the extractor learns to find the high-quality anchors from degraded latents."""
 
     train_mapping: bool = True
-    """Whether the mapping learns too, or only the extractor and the fidelity gates."""
+    """Whether the mapping learns too, or only the extractor and what acts above fidelity 0."""
 
 
 @dataclass(frozen=True)

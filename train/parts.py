@@ -85,6 +85,12 @@ def new_adapter(config: Config, channels: int) -> AdapterNet:
         )  # fmt: skip
 
 
+def fidelity_parts(network: AdapterNet) -> tuple[nn.Module, ...]:
+    """The mapping's layers that act above fidelity 0 only: both gates and the correction of the input."""
+    mapping = network.mapping
+    return mapping.coarse_gate, mapping.fine_gate, mapping.correction
+
+
 def new_prior(config: Config, channels: int) -> PriorNet:
     """An untrained starter prior of the config's sizes, likewise."""
     n = config.network

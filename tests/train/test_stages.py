@@ -70,6 +70,23 @@ def test_stages_leave_frozen_parts_alone(ran: tuple[Path, config.Config]) -> Non
     assert after["mapping.fine_gate.weight"].abs().max() > 0  # zero before: the fidelity skip has learned something
 
 
+def test_a_frozen_mapping_learns_only_what_fidelity_adds(ran: tuple[Path, config.Config], tmp_path: Path) -> None:
+    conf = replace(
+        ran[1],
+        adapter=replace(ran[1].adapter, train_mapping=False),
+        models=replace(ran[1].models, codebook=ran[1].log.out),
+        log=replace(ran[1].log, out=str(tmp_path), plots=False),
+    )
+    run.run(adapter.AdapterTask, conf)
+    before = checkpoints.load_state(Path(ran[1].log.out) / "codebook" / "step_00000004")
+    start = {**before["weights"], **before["average"]}
+    after = checkpoints.load_state(tmp_path / "adapter" / "step_00000004")["weights"]
+    changed = {name for name in after if name.startswith("mapping.") and not torch.equal(start[name], after[name])}
+    parts = ("coarse_gate", "fine_gate", "correction")
+    assert changed == {f"mapping.{part}.{kind}" for part in parts for kind in ("weight", "bias")}
+    assert all(float(start[name].abs().max()) == 0 for name in changed)  # stage 1 left them alone
+
+
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     conf = short(
         tmp_path,
@@ -209,8 +226,8 @@ def test_average_by_hand() -> None:
     average.update(0)  # decay (1 + 0) / (10 + 0) = 0.1
     assert float(average.slow["weight"]) == pytest.approx(0.9)
     with average.in_place():
-        assert float(layer.weight) == pytest.approx(0.9)
-    assert float(layer.weight) == 1.0
+        assert float(layer.weight.detach()) == pytest.approx(0.9)
+    assert float(layer.weight.detach()) == 1.0
 
 
 def test_main_prints_one_sentence_and_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

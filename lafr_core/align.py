@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -41,7 +40,5 @@ class Adapter:
 
 def open_adapter(path: Path | None = None, device: torch.device | str = "cpu") -> Adapter:
     """The adapter file at ``path`` (None = the bundled one for SD 1.x/2.x latents), frozen, float32, on ``device``."""
-    path = bundled("adapter") if path is None else Path(path)
-    stored = checkpoint.load(path, "adapter")
-    network = checkpoint.restore_network(AdapterNet(**stored.config), stored, path)
-    return Adapter(cast(AdapterNet, network.to(device)), family(stored.config["family"]))
+    network = checkpoint.open_network(bundled("adapter") if path is None else Path(path), "adapter", AdapterNet)
+    return Adapter(network.to(device), family(str(network.config["family"])))

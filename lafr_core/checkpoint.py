@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,7 @@ from .errors import CheckpointError
 
 FORMAT_VERSION = 1
 KINDS = ("detector", "vae", "adapter", "prior", "embedder")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,22 @@ def load(path: Path, kind: str) -> Checkpoint:
         raise CheckpointError(f"{path}: its metadata holds no readable lafr_config; export it again") from error
     notes = {key: text for key, text in metadata.items() if not key.startswith("lafr_")}
     return Checkpoint(kind, config, tensors, notes)
+
+
+def open_network(path: Path, kind: str, build: Callable[..., Network]) -> Network:
+    """The network in a LAFR file of ``kind``: ``build(**config)`` with the file's tensors, float32, frozen, on the CPU.
+
+    Raises CheckpointError as :func:`load` and :func:`restore_network` do, and for a config that ``build`` does not take.
+    """
+    stored = load(path, kind)
+    try:
+        network = build(**stored.config)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: its config does not describe the kind of {kind} that this LAFR knows ({error}); export it again"
+        ) from error
+    restore_network(network, stored, path)
+    return network
 
 
 def restore_network(network: nn.Module, checkpoint: Checkpoint, path: Path) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import assets, checkpoint
 from .crop import template_crops
-from .errors import CheckpointError, InputError
+from .errors import InputError
 from .geometry import ARCFACE_TEMPLATE
 from .networks.embedder import INPUT_SIDE, StarterEmbedderNet
 from .types import Embedder
@@ -60,10 +60,4 @@ def open_embedder(path: Path | None, device: torch.device | str) -> Embedder | N
         path = assets.bundled("embedder")
         if not path.is_file():
             return None
-    loaded = checkpoint.load(Path(path), "embedder")
-    try:
-        network = StarterEmbedderNet(**loaded.config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its config does not describe a starter embedder ({error}); export it again") from error
-    checkpoint.restore_network(network, loaded, Path(path))
-    return StarterEmbedder(network, torch.device(device))
+    return StarterEmbedder(checkpoint.open_network(Path(path), "embedder", StarterEmbedderNet), torch.device(device))

@@ -21,6 +21,17 @@ LEAST_FACE = 0.02
 """A parsed face covering less of the crop than this is a failed parse; such a crop gets the oval."""
 
 
+def check_parser(parser: Parser | None, settings: RestoreSettings) -> None:
+    """Raise SettingsError when the settings ask for mask "parse" and there is no parser."""
+    if settings.mask != "parse":
+        return
+    if parser is None:
+        raise SettingsError(
+            "mask 'parse': expected facexlib's face parser, got none; install facexlib and put parsing_parsenet.pth or "
+            "parsing_bisenet.pth into a model folder (LAFR_MODELS), or choose mask 'oval'"
+        )
+
+
 def crop_mask(settings: RestoreSettings, crops: Tensor | None = None, parser: Parser | None = None) -> Tensor:
     """The paste mask (1 or B, 1, 512, 512) float32 in [0, 1]: exactly 0 along the crop's border, exactly 1 inside.
 
@@ -34,11 +45,8 @@ def crop_mask(settings: RestoreSettings, crops: Tensor | None = None, parser: Pa
         return square(width).to(device)
     if settings.mask == "oval":
         return oval(width).to(device)
-    if parser is None:
-        raise SettingsError(
-            "mask 'parse': expected facexlib's face parser, got none; install facexlib and put parsing_parsenet.pth or "
-            "parsing_bisenet.pth into a model folder (LAFR_MODELS), or choose mask 'oval'"
-        )
+    check_parser(parser, settings)
+    assert parser is not None  # check_parser has seen to it
     if crops is None or crops.ndim != 4 or crops.shape[-2:] != (CROP_SIZE, CROP_SIZE):
         got = "none" if crops is None else str(tuple(crops.shape))
         raise InputError(f"mask 'parse': expected crops (B, 3, {CROP_SIZE}, {CROP_SIZE}), got {got}")

@@ -16,6 +16,7 @@ from .crop import crop_faces, place
 from .detect import detect_faces
 from .errors import InputError
 from .identity import cosine
+from .masks import check_parser
 from .paste import paste_into
 from .settings import RestoreSettings
 from .types import Aligner, Box, Detector, Embedder, Face, Parser, Prior, Progress, Sampler, Vae
@@ -69,6 +70,7 @@ def restore_faces(
     No face is a result, not an error: that photo comes back bit-identical, as does every photo at strength 0.
     """
     check_images(images)
+    check_parser(parts.parser, settings)
     faces = [place(face) for face in detect_faces(images, parts.detector, settings, boxes=boxes, progress=progress)]
     pasted, masks = images.clone(), images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
     done: list[Face] = []

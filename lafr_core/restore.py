@@ -33,6 +33,5 @@ def open_prior(path: Path | None = None, device: torch.device | str = "cpu") -> 
         from .sd_prior import open_sd_prior
 
         return open_sd_prior(path, device=device)
-    stored = checkpoint.load(path, "prior")
-    network = checkpoint.restore_network(PriorNet(**stored.config), stored, path)
-    return StarterPrior(network.to(device), family(stored.config["family"]))
+    network = checkpoint.open_network(path, "prior", PriorNet)
+    return StarterPrior(network.to(device), family(str(network.config["family"])))

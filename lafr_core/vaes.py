@@ -73,9 +73,8 @@ def open_vae(path: Path | None = None, device: torch.device | str = "cpu") -> Va
     if path.is_dir():
         return _from_folder(path, device)
     if _is_ours(path):
-        stored = checkpoint.load(path, "vae")
-        network = checkpoint.restore_network(StarterVaeNet(**stored.config), stored, path)
-        return StarterVae(network.to(device), family(stored.config["family"]))
+        network = checkpoint.open_network(path, "vae", StarterVaeNet)
+        return StarterVae(network.to(device), family(str(network.config["family"])))
     return _from_single_file(path, device)
 
 

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from .. import checkpoint
 from ..boxes import Landmarks, face_box, five, merge, suppress, usable
-from ..errors import CheckpointError
 from ..geometry import crop_bounds, invert, similarity, transform
 from ..networks import closeup
 from ..networks.detector import Predictions, StarterNets
@@ -126,10 +125,4 @@ def close_up(image: Tensor, matrix: Matrix) -> Tensor:
 
 def open_starter(path: Path, device: torch.device) -> StarterDetector:
     """The starter detector from a LAFR detector file. Raises CheckpointError when the file is not one."""
-    loaded = checkpoint.load(path, "detector")
-    try:
-        nets = StarterNets(**loaded.config)
-    except TypeError as error:
-        raise CheckpointError(f"{path}: its config does not describe a starter detector ({error}); export it again") from error
-    checkpoint.restore_network(nets, loaded, path)
-    return StarterDetector(nets, device)
+    return StarterDetector(checkpoint.open_network(path, "detector", StarterNets), device)

@@ -301,7 +301,7 @@ def test_a_starter_file_of_another_kind_or_config_is_refused(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="got a vae file"):
         open_detector("starter", weights=tmp_path / "vae.safetensors")
     checkpoint.save(tmp_path / "odd.safetensors", "detector", network, {"layers": 3})
-    with pytest.raises(CheckpointError, match="does not describe a starter detector"):
+    with pytest.raises(CheckpointError, match="does not describe the kind of detector that this LAFR knows"):
         open_detector("starter", weights=tmp_path / "odd.safetensors")
     checkpoint.save(
         tmp_path / "wide.safetensors", "detector", network, {**network.config, "close_up": {"widths": (8, 8, 8, 8)}}

@@ -96,7 +96,7 @@ def test_what_is_no_embedder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="got a detector file"):
         open_embedder(tmp_path / "d.safetensors", "cpu")
     checkpoint.save(tmp_path / "odd.safetensors", "embedder", network, {"depth": 2})
-    with pytest.raises(CheckpointError, match="does not describe a starter embedder"):
+    with pytest.raises(CheckpointError, match="does not describe the kind of embedder that this LAFR knows"):
         open_embedder(tmp_path / "odd.safetensors", "cpu")
     with pytest.raises(CheckpointError, match="found no file there"):
         open_embedder(tmp_path / "missing.safetensors", "cpu")

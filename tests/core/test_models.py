@@ -92,6 +92,14 @@ def test_missing_and_damaged_files_are_refused(files: dict[str, Path], tmp_path:
         open_prior(damaged)
 
 
+@pytest.mark.parametrize("config", [{"widht": 8}, {"width": "wide"}, {"entries": 4, "top_k": 9}])
+def test_a_config_that_builds_no_network_is_refused(tmp_path: Path, config: dict[str, object]) -> None:
+    path = tmp_path / "adapter.safetensors"
+    checkpoint.save(path, "adapter", AdapterNet(**SMALL_ADAPTER), config)
+    with pytest.raises(CheckpointError, match="does not describe the kind of adapter that this LAFR knows"):
+        open_adapter(path)
+
+
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
     foreign = tmp_path / "lora.safetensors"
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, foreign)

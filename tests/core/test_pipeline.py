@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lafr_core.errors import Cancelled, InputError
+from lafr_core.errors import Cancelled, InputError, SettingsError
 from lafr_core.geometry import FFHQ_TEMPLATE, box_of
 from lafr_core.latents import family
 from lafr_core.pipeline import Parts, restore_crops, restore_faces
@@ -187,6 +187,13 @@ def test_a_face_over_the_border_is_restored_where_it_is_visible() -> None:
 def test_wrong_images_are_refused_in_one_sentence(images: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         restore_faces(images, parts(), SETTINGS)
+
+
+def test_a_parse_mask_without_a_parser_is_refused_before_any_work() -> None:
+    run = parts(face_at(10, 10, 60))
+    with pytest.raises(SettingsError, match="expected facexlib's face parser, got none"):
+        restore_faces(photo(), run, replace(SETTINGS, mask="parse"))
+    assert run.vae.batches == []  # type: ignore[attr-defined]
 
 
 def test_crops_and_faces_must_pair() -> None:

@@ -44,7 +44,7 @@ class RestoreSettings:
         "auto", "Detector", "Which face detector to use. auto = the best one whose weights are at hand.", choices=DETECTORS
     )
     threshold: float = option(
-        0.5, "Detection threshold", "Faces below this score are ignored. Lower finds more faces and more mistakes.",
+        0.6, "Detection threshold", "Faces below this score are ignored. Lower finds more faces and more mistakes.",
         low=0.05, high=0.99, step=0.01,
     )  # fmt: skip
     min_face: int = option(

@@ -1,4 +1,4 @@
-"""Convolution units that train with batch normalisation and ship without it: :func:`fold_units` folds it into the convolutions."""
+"""Convolutions that train with batch normalisation and ship without it: :func:`fold_units` folds it in."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lafr_core.errors import LafrError
@@ -31,21 +32,25 @@ class Collectives(NamedTuple):
     from_first: Callable[[Tensor], Tensor]
 
 
+def join_processes() -> torch.device:
+    """Join the launcher's process group, if there is one; returns this process's device."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    # Accelerator reads the launcher's --cpu by itself, PartialState does not: without it CPU processes would train apart.
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+
+
 def collectives() -> Collectives:
     """The collectives of the running process group."""
-    from accelerate import PartialState
     from accelerate.utils import broadcast, gather, reduce
 
-    PartialState()
     return Collectives(lambda t: reduce(t, "sum"), gather, broadcast)
 
 
 def run(make_task: Callable[..., Task], config: Config) -> Path:
     """One stage from start to end; returns its last checkpoint's folder."""
-    from accelerate import PartialState
-
-    state = PartialState()
-    device = state.device
+    device = join_processes()
     stage: Stage = getattr(config, make_task.name)  # type: ignore[attr-defined]
     critics = open_critics(config.loss, device)
     vae = vae_of(config, device)

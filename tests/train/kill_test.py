@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL at random moments, resume it each time, and compare with a run that was left alone.
 
-    python tests/train/kill_test.py --kills 10
+    python tests/train/kill_test.py --kills 10 [--stage codebook|adapter|prior]
 
 Weights, averaged weights, optimiser, generators and codebook counts must agree to the last bit. Runs on the CPU; prints what
 it saw.
@@ -24,9 +24,10 @@ import torch
 
 from lafr_core import checkpoint
 from lafr_core.networks.vae import StarterVaeNet
-from train import checkpoints, codebook, config, run
+from train import adapter, checkpoints, codebook, config, prior, run
 
 STEPS = 40
+TASKS = {"codebook": codebook.CodebookTask, "adapter": adapter.AdapterTask, "prior": prior.PriorTask}
 
 
 def tiny_vae(path: Path) -> Path:
@@ -61,11 +62,11 @@ def settings(folder: Path, out: str, **overrides: object) -> config.Config:
     return config.parse(arguments)
 
 
-def work(conf: config.Config) -> None:
-    """One process's life: train the codebook stage to its end."""
+def work(conf: config.Config, stage: str) -> None:
+    """One process's life: train the stage to its end."""
     torch.set_num_threads(1)
     os.environ["ACCELERATE_USE_CPU"] = "1"
-    run.run(codebook.CodebookTask, conf)
+    run.run(TASKS[stage], conf)
 
 
 def same(a: object, b: object, where: str = "") -> list[str]:
@@ -79,23 +80,31 @@ def same(a: object, b: object, where: str = "") -> list[str]:
     return [] if a == b else [where]
 
 
-def kill_and_resume(folder: Path, kills: int, seed: int) -> list[str]:
-    """Kill ``kills`` times, run to the end, and return the paths at which the final state differs from the undisturbed one."""
+def kill_and_resume(folder: Path, kills: int, seed: int, stage: str = "codebook") -> list[str]:
+    """Kill ``kills`` times, run to the end, and return the paths at which the final state differs from the undisturbed one.
+
+    What the stage builds on is trained for a few steps first.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "train.codebook", "train.run", "accelerate", "torch._dynamo"])
+    context.set_forkserver_preload(["__main__", "train.run", "accelerate", "torch._dynamo"])
     random_ = random.Random(seed)
 
-    def start(out: str) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=work, args=(settings(folder, out),))
+    def start(out: str, stage: str = stage, **overrides: object) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=work, args=(settings(folder, out, **overrides), stage))
         process.start()
         return process
 
-    calm = start("calm")
-    calm.join()
-    assert calm.exitcode == 0, f"the undisturbed run ended with {calm.exitcode}"
-    killed = folder / "killed" / "codebook"
+    def finish(process: multiprocessing.process.BaseProcess, what: str) -> None:
+        process.join()
+        assert process.exitcode == 0, f"{what} ended with {process.exitcode}"
+
+    base = {"models.codebook": folder / "base", "models.adapter": folder / "base"}
+    for earlier in list(TASKS)[: list(TASKS).index(stage)]:
+        finish(start("base", earlier, **{f"{earlier}.steps": 4}), f"the {earlier} stage before")
+    finish(start("calm", **base), "the undisturbed run")
+    killed = folder / "killed" / stage
     for number in range(kills):
-        process = start("killed")
+        process = start("killed", **base)
         # Wait until it has gone past a step of its own choice, then a random moment: inside a step, or inside a save.
         goal = (number + 1) * (STEPS - 6) // (kills + 1)
         while process.is_alive() and _step(killed) < goal:
@@ -107,10 +116,8 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> list[str]:
         process.join()
         left = [p.name for p in killed.glob(".step_*")]
         print(f"kill {number + 1}: newest checkpoint {_step(killed)}{', in the middle of a save' if left else ''}", flush=True)
-    last = start("killed")
-    last.join()
-    assert last.exitcode == 0, f"the resumed run ended with {last.exitcode}"
-    ends = [checkpoints.newest(folder / out / "codebook") for out in ("calm", "killed")]
+    finish(start("killed", **base), "the resumed run")
+    ends = [checkpoints.newest(folder / out / stage) for out in ("calm", "killed")]
     assert ends[0] is not None and ends[1] is not None and ends[0].name == ends[1].name
     return same(checkpoints.load_state(ends[0]), checkpoints.load_state(ends[1]))
 
@@ -124,12 +131,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stage", choices=tuple(TASKS), default="codebook")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        different = kill_and_resume(Path(folder), args.kills, args.seed)
+        different = kill_and_resume(Path(folder), args.kills, args.seed, args.stage)
     if different:
-        sys.exit(f"differs after {args.kills} kills: {', '.join(different[:10])}")
-    print(f"{args.kills} kills: weights, average, optimiser, generators and counts are bit-identical")
+        sys.exit(f"{args.stage} differs after {args.kills} kills: {', '.join(different[:10])}")
+    print(f"{args.stage}, {args.kills} kills: weights, average, optimiser, generators and counts are bit-identical")
 
 
 if __name__ == "__main__":

@@ -38,10 +38,12 @@ from train.mobilefacenet import load_mobilefacenet
 from train.starter_vae import pixel_loss
 
 log = logging.getLogger("train.starter_restorer")
+WINDOW = 32
+"""Latent cells along the side of the random window that is decoded while the adapter learns alone."""
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Sample ``i`` -> latents (2, C, 64, 64) of a degraded and of the sharp crop, and the sharp crop (3, 512, 512) uint8.
+    """Sample ``i`` -> latents (3, C, 64, 64) of two degraded crops and the sharp one, and the sharp crop (3, 512, 512) uint8.
 
     Everything is drawn from a generator seeded by (seed, i). Encoding happens here, in the worker, beside the training step.
     """
@@ -58,14 +60,18 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         generator = np.random.default_rng([self.seed, index])
         photo = self.photos[int(generator.integers(len(self.photos)))]
         sharp = aligned_crop(load_pixels(photo), compose(jitter(generator), photo.matrix))
-        severity = self.severity
-        if severity == "mixed":  # the full range alone is mostly hopeless cases: two thirds come from the named severities
-            severity = ("full", "full", "mild", "medium", "medium", "severe")[int(generator.integers(6))]
-        low, _ = degrade(sharp.permute(1, 2, 0).numpy(), generator, severity)
-        pair = torch.stack([torch.from_numpy(low).permute(2, 0, 1), sharp])
+        low = [degrade(sharp.permute(1, 2, 0).numpy(), generator, self.pick(generator))[0] for _ in range(2)]
+        pair = torch.stack([*(torch.from_numpy(image).permute(2, 0, 1) for image in low), sharp])
         with torch.no_grad(), amp():
             latents = self.encoder(_channels_last(pair)).float()
         return latents, _bytes(sharp)
+
+    def pick(self, generator: np.random.Generator) -> str:
+        """The severity of one degradation."""
+        if self.severity != "mixed":
+            return self.severity
+        # The full range alone is mostly hopeless cases: two thirds come from the named severities.
+        return ("full", "full", "mild", "medium", "medium", "severe")[int(generator.integers(6))]
 
 
 def _bytes(image: Tensor) -> Tensor:
@@ -244,8 +250,14 @@ def train_joint(args: argparse.Namespace) -> None:
             done = args.done + (1 - args.done) * (time.time() - started) / (60 * args.minutes)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, done, args.lr)
-        z_lq, z_hq = (_channels_last(z) for z in latents.unbind(1))
-        sharp = _floats(sharp)
+        z_lq = _channels_last(latents[:, :2].flatten(0, 1))
+        z_hq = _channels_last(latents[:, 2].repeat_interleave(2, dim=0))
+        sharp = _floats(sharp.repeat_interleave(2, dim=0))
+        top, left = (int(v) for v in torch.randint(0, 64 - WINDOW + 1, (2,), generator=fidelities))
+        cells = (..., slice(top, top + WINDOW), slice(left, left + WINDOW))
+        pixels = (..., slice(top * 8, (top + WINDOW) * 8), slice(left * 8, (left + WINDOW) * 8))
+        if not args.adapter_only:
+            cells = pixels = (...,)
         # Half of the samples at fidelity 1, half anywhere: every setting of the knob has to work.
         u = torch.rand((2, len(sharp), 1, 1, 1), generator=fidelities)
         fidelity = torch.where(u[0] < 0.5, torch.ones_like(u[1]), u[1])
@@ -253,17 +265,17 @@ def train_joint(args: argparse.Namespace) -> None:
             with torch.no_grad():
                 target = adapter.codebook(anchors(z_hq).code)
             aligned = adapter(z_lq, fidelity)
-            z = prior(aligned.latents)
-            decoded = vae.decoder(z).float()
+            z = aligned.latents if args.adapter_only else prior(aligned.latents)
+            decoded = vae.decoder(z[cells]).float()
         z = z.float()
         losses = {
             "align": relative(aligned.latents.float(), z_hq, z_lq),
             "latent": relative(z, z_hq, z_lq),
             "anchor": F.mse_loss(aligned.features.code.float(), target.quantised.float()),
-            "pixel": pixel_loss(decoded, sharp),
-            "decibel": (decoded - sharp).square().mean((1, 2, 3)).clamp_min(1e-5).log().mean(),
+            "pixel": pixel_loss(decoded, sharp[pixels]),
+            "decibel": (decoded - sharp[pixels]).square().mean((1, 2, 3)).clamp_min(1e-5).log().mean(),
         }
-        if step >= args.identity_from:
+        if step >= args.identity_from and not args.adapter_only:
             losses["identity"], losses["features"] = identity_losses(teacher, decoded, sharp)
         weights = {
             "align": 0.4, "latent": 0.3, "anchor": 0.05, "pixel": 2.0, "decibel": 0.2,
@@ -340,6 +352,7 @@ def main() -> None:
     parser.add_argument("--done", type=float, default=0.0, help="with --resume: share of the schedule already run")
     parser.add_argument("--warm", type=int, default=150)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--adapter-only", action="store_true", help="joint stage: leave the prior out and decode a window")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--identity-weight", type=float, default=0.1)

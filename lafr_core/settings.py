@@ -75,7 +75,7 @@ class RestoreSettings:
         True, "Find small faces", "Look a second time at twice the detection size, for small faces in big photos."
     )
     fidelity: float = option(
-        0.5, "Fidelity",
+        0.75, "Fidelity",
         "0 = trust the codebook (strongest restoration), 1 = stay as close to the input as possible.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip

@@ -258,9 +258,9 @@ def train_joint(args: argparse.Namespace) -> None:
         pixels = (..., slice(top * 8, (top + WINDOW) * 8), slice(left * 8, (left + WINDOW) * 8))
         if not args.adapter_only:
             cells = pixels = (...,)
-        # Half of the samples at fidelity 1, half anywhere: every setting of the knob has to work.
+        # Half of the samples at the default fidelity, half anywhere: every setting of the knob has to work.
         u = torch.rand((2, len(sharp), 1, 1, 1), generator=fidelities)
-        fidelity = torch.where(u[0] < 0.5, torch.ones_like(u[1]), u[1])
+        fidelity = torch.where(u[0] < 0.5, torch.full_like(u[1], args.fidelity), u[1])
         with amp():
             with torch.no_grad():
                 target = adapter.codebook(anchors(z_hq).code)
@@ -360,7 +360,8 @@ def main() -> None:
     parser.add_argument("--identity-from", type=int, default=300)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--val-every", type=int, default=8)
-    parser.add_argument("--val-fidelity", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--fidelity", type=float, default=0.75, help="joint stage: what half of the samples are trained at")
+    parser.add_argument("--val-fidelity", type=float, nargs="+", default=[0.75])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()

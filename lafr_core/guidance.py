@@ -24,7 +24,10 @@ Decode = Callable[[Tensor], Tensor]
 """Latents (1, C, h, w) in the caller's own scaling -> pixels (1, 3, H, W) in [0, 1], unclamped, differentiable."""
 
 STEP = 0.1
-"""RMS of the move of a UNet-scaled latent (std about 1) at weight 1."""
+"""RMS of the move of a UNet-scaled latent (std about 1) at weight 1, before :data:`LIMIT`."""
+
+LIMIT = 2.0
+"""No latent value moves by more than this many times the RMS."""
 
 
 def reference_embedding(embedder: Embedder, crops: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ def identity_gradient(x0: Tensor, decode: Decode, embedder: Embedder, reference:
 
 
 def guide(x0: Tensor, decode: Decode, embedder: Embedder, reference: Tensor, weight: float) -> Tensor:
-    """x0 moved towards the identity by RMS ``weight * STEP`` per row; dtype and device of x0.
+    """x0 moved towards the identity by RMS at most ``weight * STEP`` per row; dtype and device of x0.
 
     weight 0 returns ``x0`` itself and evaluates nothing. Each row's gradient is brought to RMS 1 first: its raw size
     depends on decoder and embedder, not on how far the face is off.
@@ -61,7 +64,8 @@ def guide(x0: Tensor, decode: Decode, embedder: Embedder, reference: Tensor, wei
         return x0
     gradient = identity_gradient(x0, decode, embedder, reference)
     rms = gradient.pow(2).mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-    return (x0.float() - weight * STEP * gradient / rms).to(x0.dtype)
+    # Spikes on single cells (the tip of the nose, seen at weight 2) fool an embedder without changing the face.
+    return (x0.float() - weight * STEP * (gradient / rms).clamp(-LIMIT, LIMIT)).to(x0.dtype)
 
 
 def in_window(percent: float, start: float, end: float) -> bool:

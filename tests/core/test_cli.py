@@ -194,6 +194,7 @@ def test_aligned_restores_the_whole_crop(side: int, tmp_path: Path, models: list
         "--report",
         tmp_path / "r.json",
         "--color=0",
+        "--fidelity=0.5",
     ]
     assert run(*arguments) == 0
     source, result = pixels(tmp_path / "face.png").astype(int), pixels(tmp_path / "out" / "face.png").astype(int)
@@ -282,8 +283,10 @@ def test_ctrl_c_leaves_whole_files_and_a_valid_report(
     assert list(entries(tmp_path / "r.json")) == ["a.png", "b.png", "c.png"]
 
 
+# A shell that starts the tests in the background leaves SIGINT ignored, which children inherit; a terminal does not.
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from fakes import face_at, parts
 from lafr_core import batch, cli, imagefile

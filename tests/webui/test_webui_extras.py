@@ -13,6 +13,7 @@ from PIL import Image
 from webui_fakes import LANDMARKS, ROOT, SCRIPT, Component, photo, toy_parts
 
 from lafr_core.errors import CheckpointError
+from lafr_core.settings import RestoreSettings
 from lafr_core.types import Face
 
 
@@ -236,7 +237,7 @@ def test_an_old_host_lacks_what_newer_ones_have(webui, parts, monkeypatch):
     )
     pp = webui.run(photo(), {"enable": True}, runner)
     script = next(script for script in runner.scripts if script.name == "LAFR")
-    assert script.controls["enable"].label == "Enable" and script.controls["fidelity"].value == 0.5
+    assert script.controls["enable"].label == "Enable" and script.controls["fidelity"].value == RestoreSettings().fidelity
     assert info(pp).status == "ok"
 
 

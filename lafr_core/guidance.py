@@ -26,7 +26,7 @@ Decode = Callable[[Tensor], Tensor]
 STEP = 0.1
 """RMS of the move of a UNet-scaled latent (std about 1) at weight 1, before :data:`LIMIT`."""
 
-LIMIT = 2.0
+LIMIT = 4.0
 """No latent value moves by more than this many times the RMS."""
 
 

@@ -17,7 +17,7 @@ from .boxes import five, landmarks_in, merge, overlap, usable
 from .errors import InputError
 from .geometry import transform
 from .settings import RestoreSettings
-from .types import Box, Detector, Face, Matrix, Progress
+from .types import Box, Detector, Face, Matrix, Progress, ignore_progress
 
 BOX_CONTEXT = 0.6
 """How far beyond a hand-given box the detector looks, as a share of the box on each side."""
@@ -27,10 +27,6 @@ BOX_SIDE = 320
 
 BOX_THRESHOLD = 0.2
 """Inside a box that a person drew there is a face: a lower score is enough."""
-
-
-def ignore_progress(stage: str, done: int, total: int) -> None:
-    """The default progress callback: does nothing."""
 
 
 def detect_faces(

@@ -12,14 +12,10 @@ from .geometry import CROP_SIZE, compose, crop_bounds
 from .masks import crop_mask
 from .resample import resample
 from .settings import RestoreSettings
-from .types import Face, Parser, Progress
+from .types import Face, Parser, Progress, ignore_progress
 
 STRIP = 1 << 20
 """Photo pixels composited at a time: bounds the memory of a face that fills a big photo."""
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """The default progress callback: does nothing."""
 
 
 def paste_faces(
@@ -29,7 +25,7 @@ def paste_faces(
     settings: RestoreSettings,
     *,
     parser: Parser | None = None,
-    progress: Progress = _silent,
+    progress: Progress = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
     """Blend restored crops into their photos.
 
@@ -54,7 +50,7 @@ def paste_into(
     settings: RestoreSettings,
     *,
     parser: Parser | None = None,
-    progress: Progress = _silent,
+    progress: Progress = ignore_progress,
 ) -> None:
     """:func:`paste_faces` in place, for a caller that pastes a photo's faces a few at a time.
 

@@ -19,7 +19,7 @@ from .identity import cosine
 from .masks import check_parser
 from .paste import paste_into
 from .settings import RestoreSettings
-from .types import Aligner, Box, Detector, Embedder, Face, Parser, Prior, Progress, Sampler, Vae
+from .types import Aligner, Box, Detector, Embedder, Face, Parser, Prior, Progress, Sampler, Vae, ignore_progress
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,6 @@ class Restoration:
     """All faces of all rows, placed, ``identity`` set when an embedder was at hand; by row, then in the chosen order."""
     masks: Tensor
     """(B, 1, H, W) in [0, 1]: where the images were changed."""
-
-
-def ignore_progress(stage: str, done: int, total: int) -> None:
-    """The default progress callback: does nothing."""
 
 
 def restore_faces(

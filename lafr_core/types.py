@@ -130,3 +130,7 @@ class Parser(Protocol):
 
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: the only way out of a running stage. Raise :class:`Cancelled` in it to stop."""
+
+
+def ignore_progress(stage: str, done: int, total: int) -> None:
+    """The default progress callback: does nothing."""

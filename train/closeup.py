@@ -47,7 +47,7 @@ class Config:
     """One training run; written beside its log."""
 
     detector: str = ""
-    data: str = "/work/shared/data/faces"
+    data: str = "../shared/data/faces"
     work: str = "/tmp/lafr-closeup"
     out: str = ""
     seed: int = 0

@@ -54,7 +54,7 @@ MAX_FACES = 16
 class Config:
     """One training run; written beside its checkpoints."""
 
-    data: str = "/work/shared/data/faces"
+    data: str = "../shared/data/faces"
     work: str = "/tmp/lafr-detector"
     out: str = ""
     seed: int = 0

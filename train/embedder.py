@@ -40,8 +40,8 @@ SIDE = INPUT_SIDE + 2 * MARGIN
 class Config:
     """One training run; written beside its log."""
 
-    data: str = "/work/shared/data/faces"
-    teacher: str = "/work/shared/weights"
+    data: str = "../shared/data/faces"
+    teacher: str = "../shared/weights"
     work: str = "/tmp/lafr-embedder"
     out: str = ""
     seed: int = 0

@@ -102,10 +102,7 @@ def average(slow: nn.Module, fast: nn.Module, decay: float) -> None:
 
 
 def load_vae(path: Path) -> StarterVaeNet:
-    stored = checkpoint.load(path, "vae")
-    network = StarterVaeNet(**stored.config)
-    checkpoint.restore_network(network, stored, path)
-    return network.to(memory_format=torch.channels_last)
+    return checkpoint.open_network(path, "vae", StarterVaeNet).to(memory_format=torch.channels_last)
 
 
 def train_codebook(args: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from lafr_core import checkpoint
 from lafr_core.networks.vae import StarterVaeNet
+from train import optimizers
 from train.degrade import degrade
 from train.faces import aligned_crop, load_pixels, read_split
 
@@ -117,8 +118,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--latent-weight", type=float, default=0.5)
     parser.add_argument("--degraded", type=int, default=400)
+    parser.add_argument("--save-every", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -144,7 +147,7 @@ def main() -> None:
         network.requires_grad_(True)
     network.train().to(memory_format=torch.channels_last)
     average = copy.deepcopy(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
+    optimizer = optimizers.make(args.optimizer, network, args.lr, weight_decay=1e-4)
     inner = (slice(None), slice(None), slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     started, best = time.time(), -math.inf
     for step in range(args.steps):
@@ -183,7 +186,7 @@ def main() -> None:
                 cross,
                 (time.time() - started) / (step + 1),
             )
-        if (step + 1) % 300 == 0 or step + 1 == args.steps:
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             scores = validate(average, val, val_latents)
             log.info("validation %s", json.dumps(scores))
             if scores["psnr"] > best:

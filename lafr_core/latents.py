@@ -19,6 +19,8 @@ class LatentSpec:
     """Pixels per latent cell along each side."""
     scale: float
     shift: float = 0.0
+    tiny: str = ""
+    """What the files of its TAESD sibling begin with ("" = it has none)."""
 
     def to_scaled(self, raw: Tensor) -> Tensor:
         """Raw VAE latents (ComfyUI LATENT, diffusers AutoencoderKL) -> UNet-scaled."""
@@ -46,10 +48,10 @@ class LatentSpec:
 FAMILIES: dict[str, LatentSpec] = {
     spec.name: spec
     for spec in (
-        LatentSpec("sd", channels=4, factor=8, scale=0.18215),
-        LatentSpec("sdxl", channels=4, factor=8, scale=0.13025),
-        LatentSpec("sd3", channels=16, factor=8, scale=1.5305, shift=0.0609),
-        LatentSpec("flux", channels=16, factor=8, scale=0.3611, shift=0.1159),
+        LatentSpec("sd", channels=4, factor=8, scale=0.18215, tiny="taesd"),
+        LatentSpec("sdxl", channels=4, factor=8, scale=0.13025, tiny="taesdxl"),
+        LatentSpec("sd3", channels=16, factor=8, scale=1.5305, shift=0.0609, tiny="taesd3"),
+        LatentSpec("flux", channels=16, factor=8, scale=0.3611, shift=0.1159, tiny="taef1"),
     )
 }
 

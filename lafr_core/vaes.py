@@ -78,6 +78,33 @@ def open_vae(path: Path | None = None, device: torch.device | str = "cpu") -> Va
     return _from_single_file(path, device)
 
 
+def open_tiny(folder: Path, name: str, device: torch.device | str = "cpu") -> Vae:
+    """The TAESD sibling of latent family ``name`` from its author's two files, ``taesd_encoder.safetensors`` and
+    ``taesd_decoder.safetensors`` (taesdxl, taesd3, taef1) in ``folder``: what ComfyUI keeps in ``models/vae_approx``.
+
+    In eval mode, frozen, float32, on ``device``. Raises InputError for an unknown family, CheckpointError, MissingPackageError.
+    """
+    spec = family(name)
+    network = _diffusers().AutoencoderTiny(latent_channels=spec.channels)
+    # The author counts the decoder's clamp as layer 0; diffusers clamps outside its list.
+    for part, offset in (("encoder", 0), ("decoder", 1)):
+        path = Path(folder) / f"{spec.tiny}_{part}.safetensors"
+        if not path.is_file():
+            raise CheckpointError(f"{path}: expected the {spec.tiny} {part} there, found none; get both files into one folder")
+        try:
+            tensors = {_tiny_name(key, offset): t.float() for key, t in _read(path).items()}
+            getattr(network, part).load_state_dict(tensors, strict=True)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its tensors are not those of a {spec.tiny} {part} ({error})") from error
+    return TinyVae(network.to(device).eval().requires_grad_(False), spec)
+
+
+def _tiny_name(key: str, offset: int) -> str:
+    """``3.conv.0.weight`` -> ``layers.2.conv.0.weight`` for an offset of 1."""
+    layer, rest = key.split(".", 1)
+    return f"layers.{int(layer) - offset}.{rest}"
+
+
 def _from_folder(folder: Path, device: torch.device | str) -> Vae:
     config_file = folder / "config.json"
     if not config_file.is_file() and (folder / "vae" / "config.json").is_file():  # a whole pipeline folder

@@ -16,7 +16,7 @@ from lafr_core.networks.adapter import AdapterNet
 from lafr_core.networks.prior import PriorNet
 from lafr_core.networks.vae import StarterVaeNet
 from lafr_core.restore import open_prior
-from lafr_core.vaes import _diffusers_name, open_vae
+from lafr_core.vaes import _diffusers_name, open_tiny, open_vae
 
 SMALL_VAE = {"encoder": {"fine": 8, "coarse": 8, "fine_blocks": 1, "coarse_blocks": 1},
              "decoder": {"fine": 8, "coarse": 8, "fine_blocks": 1, "coarse_blocks": 1}}  # fmt: skip
@@ -142,6 +142,30 @@ def test_tiny_and_kl_folders_share_one_scale(tmp_path: Path) -> None:
         z = vae.encode(pixels)
         torch.testing.assert_close(z, tiny.encode(pixels * 2 - 1).latents)
         torch.testing.assert_close(vae.decode(z), (tiny.decode(z).sample * 0.5 + 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize(("family", "stem", "channels"), [("sd", "taesd", 4), ("sdxl", "taesdxl", 4), ("flux", "taef1", 16)])
+def test_a_tiny_autoencoder_from_its_two_files(tmp_path: Path, family: str, stem: str, channels: int) -> None:
+    """The author's decoder counts its clamp as layer 0, so that the names of its layers are one above diffusers'."""
+    diffusers = pytest.importorskip("diffusers")
+    tiny = diffusers.AutoencoderTiny(latent_channels=channels)
+    for part, offset in (("encoder", 0), ("decoder", 1)):
+        state = getattr(tiny, part).state_dict()
+        names = {name: name.removeprefix("layers.").split(".", 1) for name in state}
+        author = {f"{int(layer) + offset}.{rest}": state[name] for name, (layer, rest) in names.items()}
+        save_file(author, tmp_path / f"{stem}_{part}.safetensors")
+    vae, pixels = open_tiny(tmp_path, family), torch.rand(1, 3, 32, 40)
+    assert vae.spec.name == family
+    with torch.no_grad():
+        z = tiny.encode(pixels * 2 - 1).latents
+        torch.testing.assert_close(vae.encode(pixels), z)
+        torch.testing.assert_close(vae.decode(z), (tiny.decode(z).sample * 0.5 + 0.5).clamp(0, 1))
+    save_file({"0.weight": torch.zeros(1)}, tmp_path / f"{stem}_decoder.safetensors")
+    with pytest.raises(CheckpointError, match=f"its tensors are not those of a {stem} decoder"):
+        open_tiny(tmp_path, family)
+    (tmp_path / f"{stem}_encoder.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=f"expected the {stem} encoder there, found none; get both files"):
+        open_tiny(tmp_path, family)
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:

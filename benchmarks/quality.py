@@ -52,6 +52,8 @@ class Case:
     """One degraded validation face."""
 
     name: str
+    group: str
+    """What its file tells of it: ``portrait_female``, ``portrait_male`` (AI-generated), ``house`` or ``senate`` (no labels)."""
     sharp: Tensor
     low: Tensor
 
@@ -64,7 +66,8 @@ def cases(data: Path, severity: str, count: int) -> Iterator[Case]:
         sharp = aligned_crop(load_pixels(photo), photo.matrix)
         generator = np.random.default_rng([SEED, SEVERITIES.index(severity), number])
         low, _ = degrade(sharp.permute(1, 2, 0).numpy(), generator, severity)
-        yield Case(photo.path.stem, sharp[None], torch.from_numpy(np.ascontiguousarray(low)).permute(2, 0, 1)[None])
+        group = photo.path.stem.rpartition("_")[0] if photo.path.stem.startswith("portrait") else photo.path.stem.split("_")[0]
+        yield Case(photo.path.stem, group, sharp[None], torch.from_numpy(np.ascontiguousarray(low)).permute(2, 0, 1)[None])
 
 
 class DlibIdentity:
@@ -222,6 +225,24 @@ def gains(data: dict[str, dict[str, dict[str, tuple[float, float, int]]]]) -> st
     return "\n".join(lines) + "\n"
 
 
+def groups(faces: dict[str, list[tuple[Case, dict[str, dict[str, float]]]]]) -> str:
+    """Gains of the full pipeline by group of faces, means with 95 % intervals."""
+    lines = ["### by group", "", "| | group | faces | PSNR over round trip of LQ | identity over LQ input | identity |"]
+    lines.append("|---|---|---|---|---|---|")
+    for severity, rows in faces.items():
+        for group in sorted({case.group for case, _ in rows}):
+            mine = [row for case, row in rows if case.group == group]
+            full = [row["full pipeline"] for row in mine]
+            gain, dev, _ = summarise([f["psnr"] - row["round trip of LQ"]["psnr"] for f, row in zip(full, mine, strict=True)])
+            rise, half, _ = summarise([f["identity"] - row["LQ input"]["identity"] for f, row in zip(full, mine, strict=True)])
+            mean, wide, _ = summarise([f["identity"] for f in full])
+            lines.append(
+                f"| {severity} | {group} | {len(mine)} | {gain:+.2f} ± {dev:.2f} dB | {rise:+.3f} ± {half:.3f} "
+                f"| {mean:.3f} ± {wide:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def sheet(rows: list[dict[str, tuple[Tensor, Tensor]]], originals: list[Tensor], path: Path, side: int) -> None:
     """One line a face: input, adapter only, full pipeline, original."""
     names = ("LQ input", "adapter only", "full pipeline")
@@ -266,12 +287,13 @@ def main() -> None:
     settings = RestoreSettings(fidelity=args.fidelity)
     identity = optional("identity", lambda: DlibIdentity(args.data))
     landmarker = optional("landmark error", lambda: Landmarker(args.landmarks))
-    data = {}
+    data, faces = {}, {}
     for severity in args.severity:
         rows, pictures, originals = [], [], []
         for case in cases(args.data, severity, args.count):
             made = variants(case, vae, adapter, prior, settings)
             rows.append(measure(case, made, identity, landmarker))
+            faces.setdefault(severity, []).append((case, rows[-1]))
             if args.sheet and len(pictures) < args.sheet_faces:
                 pictures.append(made)
                 originals.append(case.sharp)
@@ -280,8 +302,10 @@ def main() -> None:
         if args.sheet:
             sheet(pictures, originals, args.sheet.with_stem(f"{args.sheet.stem}_{severity}"), args.sheet_side)
     print(gains(data))
+    print(groups(faces))
     if args.json:
-        args.json.write_text(json.dumps({"fidelity": args.fidelity, "severities": data}, indent=1))
+        single = {severity: {case.name: row for case, row in rows} for severity, rows in faces.items()}
+        args.json.write_text(json.dumps({"fidelity": args.fidelity, "severities": data, "faces": single}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The optimisers training may use. Muon makes about twice the progress of AdamW per step on the small convolutional nets here."""
+"""The optimisers training may use. On the small convolutional nets here Muon gets much further than AdamW in the same steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised (Jordan et al. 2024, kellerjordan.github.io/posts/muon), for matrices and filters.
+    """Momentum with orthogonalised updates (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices and filters.
 
     A parameter of two or more dimensions counts as a matrix (rows = outputs); its update is scaled to the size of an AdamW
     update (Liu et al. 2025, arXiv 2502.16982, eq. 4), so that learning rates carry over. Vectors (biases, norms) and the

@@ -2,8 +2,9 @@
 
     python -m train.pairs --data ../shared/data/faces --out runs/pairs --rounds 4 --versions 4
 
-Round ``r`` draws every training photo once more, moved, mirrored and tinted anew, with ``versions`` degradations. All draws come
-from a generator seeded by (seed, round, photo), so shards are the same whatever was made before; those that exist are kept.
+Every round draws each training photo once more, moved, mirrored and tinted anew, with ``versions`` degradations. All draws
+come from a generator seeded by (seed, round, photo), so shards are the same whatever was made before. Those that exist are
+kept.
 A trainer may start while shards are still being written: each appears under its name only when it is whole.
 """
 
@@ -112,7 +113,7 @@ class Pool:
         return len(self.shards)
 
     def draw(self, generator: torch.Generator, count: int) -> list[tuple[Tensor, Tensor, Callable[[slice, slice], Tensor]]]:
-        """``count`` samples: z_lq and z_hq (C, 64, 64) float32, and a function from rows and columns to sharp pixels (3, h, w)."""
+        """``count`` samples: z_lq and z_hq (C, 64, 64) float32, and a reader of sharp pixels (3, h, w) by rows and columns."""
         rows = []
         for _ in range(count):
             shard = self.shards[self._below(len(self.shards), generator)]

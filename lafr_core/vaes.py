@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,9 @@ def open_vae(path: Path | None = None, device: torch.device | str = "cpu") -> Va
     """The autoencoder at ``path``, in eval mode, frozen, float32, on ``device``.
 
     None = the bundled starter VAE. A folder = a diffusers VAE folder (``config.json`` naming AutoencoderKL or
-    AutoencoderTiny). A single .safetensors file = a LAFR vae file or an SD 1.x/2.x AutoencoderKL in diffusers' or the original
-    layout. Raises CheckpointError, MissingPackageError.
+    AutoencoderTiny). A single .safetensors file = a LAFR vae file or an SD 1.x/2.x or SDXL AutoencoderKL in diffusers' or the
+    original layout. Where two families share shape and layout, what the encoder makes of gray decides. Raises
+    CheckpointError, MissingPackageError.
     """
     path = bundled("vae") if path is None else Path(path)
     if path.is_dir():
@@ -119,16 +120,16 @@ def _from_folder(folder: Path, device: torch.device | str) -> Vae:
     kinds: dict[str, Callable[[Any, LatentSpec], Vae]] = {"AutoencoderKL": KlVae, "AutoencoderTiny": TinyVae}
     if kind not in kinds:
         raise CheckpointError(f"{folder}: expected AutoencoderKL or AutoencoderTiny in config.json, got {kind!r}")
-    spec = _spec_of(config, folder)
+    specs = _specs_of(config, folder)
     try:
         network = getattr(diffusers, kind).from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: diffusers cannot load this VAE ({error}); check that it is complete") from error
-    return kinds[kind](network.to(device, torch.float32).eval().requires_grad_(False), spec)
+    return _recognised([kinds[kind](network.to(device, torch.float32).eval().requires_grad_(False), spec) for spec in specs])
 
 
 def _from_single_file(path: Path, device: torch.device | str) -> Vae:
-    """An SD 1.x/2.x AutoencoderKL from one file: diffusers' layout, the original one, or inside a whole checkpoint."""
+    """An SD 1.x/2.x or SDXL AutoencoderKL from one file: diffusers' layout, the original one, or inside a whole checkpoint."""
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a VAE folder or .safetensors file, found nothing there; check the path")
     tensors = _read(path)
@@ -151,7 +152,8 @@ def _from_single_file(path: Path, device: torch.device | str) -> Vae:
         )
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its tensors are not those of the SD 1.x/2.x VAE ({error})") from error
-    return KlVae(network.to(device).eval().requires_grad_(False), family("sd"))
+    network = network.to(device).eval().requires_grad_(False)
+    return _recognised([KlVae(network, family(name)) for name in ("sd", "sdxl")])
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -188,16 +190,36 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _spec_of(config: dict[str, Any], folder: Path) -> LatentSpec:
-    """The latent family of a VAE folder, told by channels and scale. AutoencoderTiny has no scale: 4 channels mean SD."""
+def _specs_of(config: dict[str, Any], folder: Path) -> list[LatentSpec]:
+    """The latent families that a VAE folder may be of, by channels and scale. AutoencoderTiny has no scale: two are left."""
     channels = config.get("latent_channels", 4)
     scale = config.get("scaling_factor", 0.18215)
-    for spec in FAMILIES.values():
-        if spec.channels == channels and (scale == 1.0 or abs(spec.scale - scale) < 1e-4):
-            return spec
-    raise CheckpointError(
-        f"{folder}: expected a VAE of one of {', '.join(FAMILIES)}, got {channels} latent channels with scaling factor {scale}"
-    )
+    specs = [s for s in FAMILIES.values() if s.channels == channels and (scale == 1.0 or abs(s.scale - scale) < 1e-4)]
+    if not specs:
+        raise CheckpointError(
+            f"{folder}: expected a VAE of one of {', '.join(FAMILIES)}, got {channels} latent channels with scaling "
+            f"factor {scale}"
+        )
+    return specs
+
+
+def _recognised(choices: Sequence[Vae]) -> Vae:
+    """Of one network read as several families, the reading whose middle gray is that family's; the first where none is.
+
+    SD and SDXL, SD3 and FLUX.1 share shapes and file layouts, but not what gray is: the families lie more than 1 apart.
+    """
+    if len(choices) == 1:
+        return choices[0]
+
+    @torch.no_grad()
+    def error(vae: Vae) -> float:
+        weight = next(vae.network.parameters())  # type: ignore[attr-defined]
+        seen = vae.encode(torch.full((1, 3, 64, 64), 0.5).to(weight))[0, :, 4, 4]  # the middle: away from the border's padding
+        return float((seen - torch.tensor(vae.spec.gray).to(seen)).norm())
+
+    errors = [error(vae) for vae in choices]
+    best = min(range(len(choices)), key=errors.__getitem__)
+    return choices[best] if errors[best] < errors[0] / 2 else choices[0]
 
 
 def _check_pixels(pixels: Tensor, spec: LatentSpec) -> Tensor:

@@ -21,6 +21,15 @@ def test_the_published_numbers(name: str, channels: int, scale: float, shift: fl
     assert spec is FAMILIES[name] and spec.name == name
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_grays_tell_families_of_one_shape_apart(name: str) -> None:
+    spec = family(name)
+    assert len(spec.gray) == spec.channels
+    for other in FAMILIES.values():
+        if other is not spec and other.channels == spec.channels:
+            assert (torch.tensor(spec.gray) - torch.tensor(other.gray)).norm() > 1
+
+
 def test_scaled_is_raw_minus_shift_times_scale() -> None:
     spec = LatentSpec("toy", channels=1, factor=8, scale=0.5, shift=3.0)
     raw = torch.tensor([[[[3.0, 5.0]]]])

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lafr_core import checkpoint
+from lafr_core import checkpoint, vaes
 from lafr_core.align import open_adapter
 from lafr_core.errors import CheckpointError, InputError
+from lafr_core.latents import family
 from lafr_core.networks.adapter import AdapterNet
 from lafr_core.networks.prior import PriorNet
 from lafr_core.networks.vae import StarterVaeNet
@@ -166,6 +167,36 @@ def test_a_tiny_autoencoder_from_its_two_files(tmp_path: Path, family: str, stem
     (tmp_path / f"{stem}_encoder.safetensors").unlink()
     with pytest.raises(CheckpointError, match=f"expected the {stem} encoder there, found none; get both files"):
         open_tiny(tmp_path, family)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+def test_a_tiny_folder_is_told_by_its_gray(tmp_path: Path, shared_weights: Path, name: str) -> None:
+    """diffusers' config.json of a TAESD sibling names no family, and two families share each number of channels."""
+    pytest.importorskip("diffusers")
+    open_tiny(shared_weights, name).network.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+    assert open_vae(tmp_path).spec.name == name
+
+
+def test_an_encoder_that_knows_no_gray_is_read_as_the_first_family(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    for channels, name in ((4, "sd"), (16, "sd3")):
+        diffusers.AutoencoderTiny(latent_channels=channels).save_pretrained(tmp_path)
+        assert open_vae(tmp_path).spec.name == name
+
+
+def test_an_sdxl_vae_in_one_file_is_told_from_sds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both files have the same tensors. The last bias alone decides here: all weights of the encoder's end are 0."""
+    diffusers = pytest.importorskip("diffusers")
+    small = {**vaes._SD_VAE, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4}
+    monkeypatch.setattr(vaes, "_SD_VAE", small)
+    kl = diffusers.AutoencoderKL(**small)
+    for name in ("sd", "sdxl"):
+        spec = family(name)
+        with torch.no_grad():
+            kl.quant_conv.weight.zero_()
+            kl.quant_conv.bias.copy_(torch.cat([spec.to_raw(torch.tensor(spec.gray)), torch.zeros(4)]))
+        save_file(kl.state_dict(), tmp_path / f"{name}.safetensors")
+        assert open_vae(tmp_path / f"{name}.safetensors").spec == spec
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:

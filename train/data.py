@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,9 +27,10 @@ from lafr_core.errors import InputError
 from lafr_core.types import Matrix
 from train.config import Data
 from train.drawn import draw_face
-from train.faces import aligned_crop, read_split
+from train.faces import Photo, aligned_crop, read_split
 
 log = logging.getLogger("train.data")
+Source = TypeVar("Source")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DRAWN = "drawn:"
 DRAWN_PARAMETERS = ("sigma_x", "sigma_y", "angle", "ratio", "noise", "quality", "gray")
@@ -96,13 +97,18 @@ def readable(pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
     return good, bad
 
 
+def labelled_photos(data: Data) -> list[Photo]:
+    """The chosen share of the training photos in ``data.source``'s faces.csv, for what is taught whole photos."""
+    return choose(read_split(Path(data.source), "train"), data.subset, data.subset_seed, data.subset_method)
+
+
 def choose(
-    pictures: Sequence[Picture],
+    pictures: Sequence[Source],
     share: float,
     seed: int,
     method: str,
-    features: Callable[[Sequence[Picture]], Tensor] | None = None,
-) -> list[Picture]:
+    features: Callable[[Sequence[Source]], Tensor] | None = None,
+) -> list[Source]:
     """``share`` of the pictures (at least one), chosen reproducibly, in their original order.
 
     random: without replacement. k-centre: start at a random picture, then always the one farthest from all chosen (Gonzalez
@@ -162,6 +168,24 @@ def load_picture(picture: Picture, size: int) -> NDArray[np.float32]:
     return np.asarray(small, dtype=np.float32) / 255
 
 
+class Samples(Protocol):
+    """What a run trains on: an endless stream of samples, each the same whenever its position is asked for."""
+
+    pictures: list[Picture]
+    """What they are made from: listed beside the checkpoints, and a resumed run must have the same."""
+    data: Data
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """Tensors by name. ``drawn`` (7,), where there is one, is logged as :data:`DRAWN_PARAMETERS`."""
+        ...
+
+
+def locate(position: int, count: int, seed: int) -> tuple[int, int]:
+    """Stream position -> (epoch, row below ``count``): every epoch is a permutation of its own."""
+    epoch, place = divmod(position, count)
+    return epoch, int(np.random.default_rng([seed, 1, epoch]).permutation(count)[place])
+
+
 class Faces(Dataset[dict[str, Any]]):
     """Stream position -> ``hq`` and ``lq`` (3, S, S) in [0, 1], ``fidelity`` in [0, 1], ``index`` and ``drawn``."""
 
@@ -174,10 +198,8 @@ class Faces(Dataset[dict[str, Any]]):
         return len(self.pictures)
 
     def locate(self, position: int) -> tuple[int, int]:
-        """Stream position -> (epoch, picture): every epoch is a permutation of its own."""
-        epoch, place = divmod(position, len(self.pictures))
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.pictures))
-        return epoch, int(order[place])
+        """Stream position -> (epoch, picture)."""
+        return locate(position, len(self.pictures), self.seed)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, index = self.locate(position)
@@ -231,13 +253,13 @@ class _Batches:
 
 
 def stream(
-    faces: Faces, step: int, *, batch: int, accumulate: int, rank: int = 0, world: int = 1, workers: int | None = None
+    samples: Samples, step: int, *, batch: int, accumulate: int, rank: int = 0, world: int = 1, workers: int | None = None
 ) -> Iterator[dict[str, Tensor]]:
     """Collated micro-batches from optimiser ``step`` on, for ever. The process's own random state is left alone."""
     loader: DataLoader[dict[str, Any]] = DataLoader(
-        faces,
+        samples,  # type: ignore[arg-type]
         batch_sampler=_Batches(step, batch, accumulate, rank, world),  # type: ignore[arg-type]
-        num_workers=faces.data.workers if workers is None else workers,
+        num_workers=samples.data.workers if workers is None else workers,
         generator=torch.Generator().manual_seed(0),
         pin_memory=torch.cuda.is_available(),
     )

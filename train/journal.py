@@ -37,11 +37,11 @@ class Journal:
         self.bar = _bar(stage.steps, step) if self.main else None
 
     def add(self, terms: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
-        """Take in one micro-batch: its terms and the degradations drawn for it."""
-        drawn = batch["drawn"].float().mean(0)
-        values = {**{name: value.detach().float() for name, value in terms.items()}}
+        """Take in one micro-batch: its terms and, where it tells them, the degradations drawn for it."""
+        values = {name: value.detach().float() for name, value in terms.items()}
         values["loss"] = torch.stack(list(values.values())).sum()
-        values.update({f"drawn_{name}": drawn[i] for i, name in enumerate(DRAWN_PARAMETERS)})
+        if "drawn" in batch:
+            values.update(zip([f"drawn_{name}" for name in DRAWN_PARAMETERS], batch["drawn"].float().mean(0), strict=True))
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.micro += 1

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from lafr_core.errors import LafrError, MissingPackageError
-from train import checkpoints, journal
+from train import checkpoints, journal, optimizers
 from train.config import Config, Stage
-from train.data import Faces, manifest_hash, stream, write_list
+from train.data import Faces, Samples, manifest_hash, stream, write_list
 
 log = logging.getLogger("train.loop")
 
@@ -36,7 +36,7 @@ class Task(Protocol):
     name: str
     model: nn.Module
 
-    def begin(self, model: nn.Module, faces: Faces, step: int) -> None:
+    def begin(self, model: nn.Module, samples: Any, step: int) -> None:
         """Called before every optimiser step; the place for what happens at certain steps only, such as k-means."""
         ...
 
@@ -65,12 +65,52 @@ class Task(Protocol):
         ...
 
 
+class NetworkTask:
+    """A task whose state is its network's alone: the base of those that only have to say how to lose on a batch."""
+
+    name: str
+
+    def __init__(self, network: nn.Module) -> None:
+        self.model = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+
+    def begin(self, model: nn.Module, samples: Any, step: int) -> None:
+        """Nothing happens at certain steps only."""
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def finish(self) -> dict[str, float]:
+        return {}
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(dict(weights), strict=True)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """There is none beyond the weights."""
+
+    def sample(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        return None
+
+
 class Average:
-    """Exponential moving average of the trained parameters; decay(t) = min(decay, (1 + t) / (10 + t)), so early steps count."""
+    """Exponential moving average of what training changes; decay(t) = min(decay, (1 + t) / (10 + t)), so early steps count.
+
+    That is the parameters that learn and the running statistics of batch normalisation, which belong to them.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.live = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for path, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                statistics = dict(module.named_buffers(prefix=path))
+                self.live.update({name: b for name, b in statistics.items() if b.is_floating_point()})
         self.slow = {name: p.detach().clone() for name, p in self.live.items()}
 
     @torch.no_grad()
@@ -102,7 +142,7 @@ def rate(step: int, stage: Stage) -> float:
     return stage.lr * warm * (stage.final + (1 - stage.final) * cosine)
 
 
-def train(task: Task, stage: Stage, config: Config, faces: Faces, validation: Faces | None = None) -> Path:
+def train(task: Task, stage: Stage, config: Config, samples: Samples, validation: Faces | None = None) -> Path:
     """Run ``stage.steps`` optimiser steps (less what a checkpoint has done already) and return the last checkpoint's folder.
 
     Raises TrainingError when a term stops being finite: the last good checkpoint stays.
@@ -112,13 +152,13 @@ def train(task: Task, stage: Stage, config: Config, faces: Faces, validation: Fa
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.sweep(folder)
-        write_list(folder / "files.txt", faces.pictures)
+        write_list(folder / "files.txt", samples.pictures)
     accelerator.wait_for_everyone()
 
     optimizer = make_optimizer(task.model, stage)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     average = Average(task.model, stage.ema)
-    identity = checkpoints.identity(task.name, config, manifest_hash(faces.pictures))
+    identity = checkpoints.identity(task.name, config, manifest_hash(samples.pictures))
     step = 0
     newest = checkpoints.newest(folder)
     if newest is not None and not config.log.resume:
@@ -128,12 +168,12 @@ def train(task: Task, stage: Stage, config: Config, faces: Faces, validation: Fa
         log.info("resumed %s at step %d", newest, step)
 
     world, rank = accelerator.num_processes, accelerator.process_index
-    batches = stream(faces, step, batch=stage.batch, accumulate=stage.accumulate, rank=rank, world=world)
+    batches = stream(samples, step, batch=stage.batch, accumulate=stage.accumulate, rank=rank, world=world)
     diary = journal.Journal(folder, config, stage, step, accelerator)
     last = newest
     model.train()
     while step < stage.steps:
-        task.begin(model, faces, step)
+        task.begin(model, samples, step)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, stage)
         for _ in range(stage.accumulate):
@@ -246,8 +286,7 @@ def make_accelerator(stage: Stage, config: Config) -> Any:
 
 
 def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW over the parameters that learn; the 8-bit one needs bitsandbytes and says so."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """The stage's optimiser over the parameters that learn; the 8-bit one needs bitsandbytes and says so."""
     if stage.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit
@@ -255,8 +294,9 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
             raise MissingPackageError(
                 "optimizer adamw8bit needs bitsandbytes and CUDA; install it, or set optimizer adamw"
             ) from error
+        parameters = [p for p in model.parameters() if p.requires_grad]
         return AdamW8bit(parameters, lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.99))
-    return torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.99))
+    return optimizers.make(stage.optimizer, model, stage.lr, stage.weight_decay)
 
 
 def describe(task: Task) -> str:

@@ -1,20 +1,17 @@
-"""Train the starter detector's second look on close-ups of faces, of anything else, and of the detector's own mistakes.
+"""Train the starter detector's second look on close-ups of faces, of anything else, and of the finder's own mistakes.
 
-    python -m train.closeup --detector FINDER --data FACES --work /tmp/closeup --out lafr_core/weights/detector.safetensors
+    python -m train.closeup --config train/configs/starter_closeup.yaml --data.source FACES --finder FINDER.safetensors
 
-The finder (train/detector.py) comes first: its mistakes on fresh composites are the hard negatives. ``--out`` gets both
-networks.
+FACES is a folder with faces.csv, FINDER a file of train.detector or a whole detector file. The last step's averaged weights and
+the finder become ``detector.safetensors`` beside the checkpoints.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,43 +19,28 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
 
 from lafr_core import checkpoint
 from lafr_core.boxes import face_box, five, overlap, suppress
-from lafr_core.geometry import as_matrix, compose, similarity, transform
-from lafr_core.networks.closeup import SIDE, Closer, CloseUpNet, fold, template
-from lafr_core.networks.detector import StarterDetectorNet
+from lafr_core.geometry import as_matrix, compose, invert, similarity, transform
+from lafr_core.networks.closeup import FACE, SIDE, Closer, CloseUpNet, fold, template
+from lafr_core.networks.detector import StarterDetectorNet, StarterNets
 from lafr_core.resample import resample
 from lafr_core.types import Box, Matrix
 
-from .detector import CROWDED, Library, background, degrade_picture, sample, zoomed
-from .faces import load_pixels, read_split
+from . import checkpoints
+from .composites import Library, background, degrade_picture, open_library, sample, zoomed
+from .config import Config
+from .faces import load_pixels
+from .loop import NetworkTask, train
+from .parts import averaged
+from .run import command
 
 FACES = 0.55
 """Share of faces among the training close-ups."""
 
 EXPECTED = 0.1
 """Share of faces among the finder's candidates in a photo: the second look's logit is moved by the difference in log odds."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """One training run; written beside its log."""
-
-    detector: str = ""
-    data: str = "../shared/data/faces"
-    work: str = "/tmp/lafr-closeup"
-    out: str = ""
-    seed: int = 0
-    batch: int = 64
-    mined: int = 600
-    steps: int = 6000
-    minutes: float = 20.0
-    rate: float = 2e-3
-    decay: float = 2e-2
-    average: float = 0.998
-    threads: int = 1
 
 
 def about_middle(degrees: float, scale: float, shift: tuple[float, float], mirror: bool = False) -> Matrix:
@@ -75,23 +57,31 @@ def face_view(g: np.random.Generator, library: Library, move: Matrix) -> tuple[I
     points = library.photos[index].landmarks
     matrix = compose(move, similarity(points, template()))
     view = library.view(index, matrix, (SIDE, SIDE))
-    inside = Image.new("L", library.levels[index][0].size, 255)
-    back = similarity(transform(matrix, points), points) if np.linalg.det(np.asarray(matrix)[:, :2]) > 0 else None
-    if back is not None and g.random() < 0.5:  # half of the time the frame beyond the photo is something else than black
-        a = np.asarray(back)[:, :2] / 2
-        t = (np.asarray(back)[:, 2] + 0.5) / 2 - a @ np.asarray([0.5, 0.5])
+    if g.random() < 0.5:  # half of the time the frame beyond the photo is something else than black
+        inside = Image.new("L", library.levels[index][0].size, 255)
+        back = np.asarray(invert(matrix))
+        a = back[:, :2] / 2
+        t = (back[:, 2] + 0.5) / 2 - a @ np.asarray([0.5, 0.5])
         mask = inside.transform((SIDE, SIDE), Image.Transform.AFFINE, (a[0, 0], a[0, 1], t[0], a[1, 0], a[1, 1], t[1]))
         view = Image.composite(view, background(g, library, SIDE), mask)
     return view, torch.tensor(transform(matrix, points))
 
 
-def positive(g: np.random.Generator, library: Library) -> tuple[Image.Image, Tensor]:
-    """A face about where a detector's landmarks would put it."""
+def bent(g: np.random.Generator, amount: float) -> Matrix:
+    """Close-up -> close-up: stretched and sheared about its middle by random shares of standard deviation ``amount``."""
+    stretch, shear = (float(v) for v in g.normal(0, amount, 2))
+    linear = np.asarray([[math.exp(stretch), shear], [0.0, math.exp(-stretch)]])
+    middle = np.full(2, (SIDE - 1) / 2)
+    return as_matrix(np.column_stack([linear, middle - linear @ middle]))
+
+
+def positive(g: np.random.Generator, library: Library, bend: float = 0.0) -> tuple[Image.Image, Tensor]:
+    """A face about where a detector's landmarks would put it; ``bend`` makes other faces of the few there are."""
     wide = 1.0 if g.random() < 0.7 else 2.0
     degrees = float(g.normal(0, 6 * wide))
     scale = math.exp(float(g.normal(0, 0.07 * wide)))
     shift = g.normal(0, 0.035 * wide * SIDE, 2)
-    return face_view(g, library, about_middle(degrees, scale, (float(shift[0]), float(shift[1]))))
+    return face_view(g, library, compose(about_middle(degrees, scale, (float(shift[0]), float(shift[1]))), bent(g, bend)))
 
 
 def negative(g: np.random.Generator, library: Library, mined: Tensor) -> Image.Image:
@@ -153,42 +143,29 @@ def mistakes(finder: StarterDetectorNet, pixels: NDArray[np.float32], faces: lis
     return rows
 
 
-class CloseUps(IterableDataset):  # type: ignore[type-arg]
-    """Endless batches: pixels (B, 3, 64, 64), landmarks (B, 5, 2), face (B,): 1 or 0."""
+class CloseUps:
+    """Stream position -> pixels (3, 64, 64), points (5, 2) and face (): 1 or 0."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, library: Library, mined: Tensor) -> None:
+        self.config, self.data, self.pictures = config, config.data, library.pictures
+        self.library, self.mined = library, mined
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        torch.set_num_threads(1)
-        g = np.random.default_rng([self.config.seed, 7])
-        library = Library([p for p in read_split(Path(self.config.data), "train") if p.path.stem not in CROWDED])
-        loaded = checkpoint.load(Path(self.config.detector), "detector")
-        finder = StarterDetectorNet(**loaded.config)
-        checkpoint.restore_network(finder, loaded, Path(self.config.detector))
-        mined = mine(g, library, finder, self.config.mined)
-        print(f"{len(mined)} mistakes of the finder on {self.config.mined} composites", flush=True)
-        while True:
-            yield self.batch(g, library, mined)
-
-    def batch(self, g: np.random.Generator, library: Library, mined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n = self.config.batch
-        pixels, points, face = torch.empty(n, 3, SIDE, SIDE), torch.zeros(n, 5, 2), torch.zeros(n)
-        for i in range(n):
-            if g.random() < FACES:
-                image, points[i] = positive(g, library)
-                face[i] = 1
-            else:
-                image = negative(g, library, mined)
-            array, _ = degrade_picture(g, image, SIDE * 0.72)
-            if g.random() < 0.5:
-                array = array[:, ::-1]
-                points[i] = torch.stack([SIDE - 1 - points[i, :, 0], points[i, :, 1]], dim=1)[[1, 0, 2, 4, 3]]
-            pixels[i] = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
-        return pixels, points, face
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        g = np.random.default_rng([self.config.seed, 4, position])
+        face = g.random() < FACES
+        if face:
+            image, points = positive(g, self.library, self.config.closeup.bend)
+        else:
+            image, points = negative(g, self.library, self.mined), torch.zeros(5, 2)
+        array, _ = degrade_picture(g, image, SIDE * FACE)
+        if g.random() < self.data.flip:
+            array = array[:, ::-1]
+            points = torch.stack([SIDE - 1 - points[:, 0], points[:, 1]], dim=1)[[1, 0, 2, 4, 3]]
+        pixels = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+        return {"pixels": pixels, "points": points, "face": torch.tensor(float(face))}
 
 
-EYES = SIDE * 0.72 / 385.0 * 126.0
+EYES = SIDE * FACE / 385.0 * 126.0
 """Eye distance of the template in a close-up: errors are counted in it."""
 
 
@@ -204,75 +181,57 @@ def losses(out: Closer, points: Tensor, face: Tensor) -> dict[str, Tensor]:
 WEIGHTS = {"score": 1.0, "landmarks": 4.0}
 
 
-def train(config: Config) -> CloseUpNet:
-    """Train and return the folded network of averaged weights."""
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    work = Path(config.work)
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "config.json").write_text(json.dumps(asdict(config), indent=1))
-    network = CloseUpNet(norm=True).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.decay)
-    if (work / "last.pt").is_file():  # go on from an earlier run, for instance with another finder's mistakes
-        network.load_state_dict(torch.load(work / "last.pt", weights_only=True)["averaged"])
-    averaged = {key: value.clone() for key, value in network.state_dict().items()}
-    batches = iter(DataLoader(CloseUps(config), batch_size=None, num_workers=1, prefetch_factor=8))
-    first = next(batches)
-    log = (work / "log.jsonl").open("a", encoding="utf-8")
-    began = time.monotonic()
-    sums: dict[str, float] = {}
-    for step in range(config.steps):
-        done = max(step / config.steps, (time.monotonic() - began) / (60 * config.minutes))
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done))
-        pixels, points, face = first if step == 0 else next(batches)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = network(pixels.contiguous(memory_format=torch.channels_last))
-        parts = losses(out, points, face)
-        loss = sum((WEIGHTS[name] * part for name, part in parts.items()), start=torch.zeros(()))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        keep = min(config.average, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for key, value in network.state_dict().items():
-                averaged[key] = averaged[key].lerp(value, 1 - keep) if value.is_floating_point() else value.clone()
-        for name, part in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(part.detach())
-        if (step + 1) % 100 == 0:
-            means = {name: round(value / 100, 4) for name, value in sums.items()}
-            log.write(json.dumps({"step": step + 1, "seconds": round(time.monotonic() - began), **means}) + "\n")
-            log.flush()
-            sums = {}
-            torch.save({"averaged": averaged}, work / "last.pt")
-    network.load_state_dict(averaged)
-    return fold(network)
+class CloseUpTask(NetworkTask):
+    """Close-ups -> where the landmarks are, and whether it is a face at all."""
+
+    name = "closeup"
+
+    def __init__(self, config: Config) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            super().__init__(CloseUpNet(norm=True))
+
+    def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = model(batch["pixels"].contiguous(memory_format=torch.channels_last))
+        return {name: WEIGHTS[name] * part for name, part in losses(out, batch["points"], batch["face"]).items()}
 
 
-def join(finder: Path, close_up: CloseUpNet, path: Path, config: Config) -> None:
-    """Write the starter detector: the finder's file with the second look beside it."""
-    from lafr_core.networks.detector import StarterNets
+def run(config: Config) -> Path:
+    """Train the second look and write it with its finder as a detector file; returns the file."""
+    source = Path(config.closeup.finder)
+    finder, notes = open_finder(source)
+    library = open_library(config.data)
+    mined = mine(np.random.default_rng([config.seed, 5]), library, finder, config.closeup.mined)
+    task = CloseUpTask(config)
+    last = train(task, config.closeup, config, CloseUps(config, library, mined))
+    task.load_weights(averaged(checkpoints.load_state(last)))
+    path = last.parent / "detector.safetensors"
+    save_detector(path, finder, fold(task.model), config, notes)
+    return path
 
-    loaded = checkpoint.load(finder, "detector")
-    nets = StarterNets(loaded.config, close_up.config)
-    checkpoint.restore_network(nets.finder, loaded, finder)
+
+def open_finder(path: Path) -> tuple[StarterDetectorNet, dict[str, str]]:
+    """The finder in a detector file, alone or with a second look, and the file's notes."""
+    loaded = checkpoint.load(path, "detector")
+    if "finder" in loaded.config:
+        return checkpoint.open_network(path, "detector", StarterNets).finder.eval(), loaded.notes
+    return checkpoint.open_network(path, "detector", StarterDetectorNet).eval(), loaded.notes
+
+
+def save_detector(
+    path: Path, finder: StarterDetectorNet, close_up: CloseUpNet, config: Config, notes: Mapping[str, str]
+) -> None:
+    """Write the starter detector: the finder, with the second look beside it, and the finder's notes with this run's."""
+    nets = StarterNets(finder.config, close_up.config)
+    nets.finder.load_state_dict(finder.state_dict())
     nets.close_up.load_state_dict(close_up.state_dict())
     with torch.no_grad():
         nets.close_up.out.bias[0] -= math.log((FACES / (1 - FACES)) / (EXPECTED / (1 - EXPECTED)))
-    command = f"; python -m train.closeup --seed {config.seed} --steps {config.steps} --minutes {config.minutes}"
-    checkpoint.save(path, "detector", nets, nets.config, {**loaded.notes, "command": loaded.notes.get("command", "") + command})
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the starter detector's second look")
-    for name, value in asdict(Config()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    config = Config(**vars(parser.parse_args()))
-    network = train(config)
-    join(Path(config.detector), network, Path(config.out or Path(config.work) / "detector.safetensors"), config)
+    finder_command = notes.get("command", "").partition(";")[0]
+    command = f"{finder_command}; python -m train.closeup --config train/configs/{config.name}.yaml"
+    this_run = {"command": command, "seed": str(config.seed), "revision": checkpoints.revision()}
+    checkpoint.save(path, "detector", nets, nets.config, {**notes, **this_run})
 
 
 if __name__ == "__main__":
-    main()
+    command(run)

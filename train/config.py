@@ -118,7 +118,7 @@ class Stage:
     precision: str = "no"
     """no (float32), bf16 or fp16."""
     optimizer: str = "adamw"
-    """adamw, or adamw8bit (bitsandbytes)."""
+    """adamw, adamw8bit (bitsandbytes), or muon (train.optimizers): better per step on small convolutional nets."""
 
     def check(self, name: str) -> None:
         for key in ("steps", "batch", "accumulate"):
@@ -126,7 +126,8 @@ class Stage:
         _require(self.lr > 0, f"{name}.lr", "above 0", self.lr)
         _require(0 <= self.ema < 1, f"{name}.ema", "in [0, 1)", self.ema)
         _require(self.precision in ("no", "bf16", "fp16"), f"{name}.precision", "no, bf16 or fp16", self.precision)
-        _require(self.optimizer in ("adamw", "adamw8bit"), f"{name}.optimizer", "adamw or adamw8bit", self.optimizer)
+        known = ("adamw", "adamw8bit", "muon")
+        _require(self.optimizer in known, f"{name}.optimizer", "adamw, adamw8bit or muon", self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,42 @@ class PriorStage(Stage):
         _require(0 <= self.timestep < 1000, f"{name}.timestep", "0 to 999", self.timestep)
         allowed = ("", "epsilon", "v_prediction", "sample")
         _require(self.prediction in allowed, f"{name}.prediction", "epsilon, v_prediction or sample", self.prediction)
+
+
+@dataclass(frozen=True)
+class FinderStage(Stage):
+    """The starter detector's finder, on composites of portraits (train.composites)."""
+
+    canvas: int = 224
+    """Side of the composites in pixels; a multiple of 32."""
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        _require(self.canvas > 0 and self.canvas % 32 == 0, f"{name}.canvas", "a positive multiple of 32", self.canvas)
+
+
+@dataclass(frozen=True)
+class CloseUpStage(Stage):
+    """The starter detector's second look, on close-ups of faces and of the finder's mistakes."""
+
+    finder: str = ""
+    """A detector file: train.detector's, or a whole detector whose finder is kept."""
+    mined: int = 600
+    """Composites, and half as many portraits, that the finder is tried on for its mistakes."""
+    bend: float = 0.0
+    """How much faces are stretched and sheared at random: standard deviation, as a share."""
+
+
+@dataclass(frozen=True)
+class EmbedderStage(Stage):
+    """The starter identity embedder, distilled from MobileFaceNet."""
+
+    teacher: str = ""
+    """Folder with mobilefacenet_foamliu.pt."""
+    virtual: int = 2500
+    """People mixed from the real ones, beside them."""
+    views: int = 2
+    """Of each person in a batch, which holds ``batch`` people."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +271,9 @@ class Config:
     codebook: CodebookStage = field(default_factory=CodebookStage)
     adapter: AdapterStage = field(default_factory=AdapterStage)
     prior: PriorStage = field(default_factory=PriorStage)
+    detector: FinderStage = field(default_factory=FinderStage)
+    closeup: CloseUpStage = field(default_factory=CloseUpStage)
+    embedder: EmbedderStage = field(default_factory=EmbedderStage)
     loss: Loss = field(default_factory=Loss)
     log: Log = field(default_factory=Log)
 
@@ -241,7 +281,7 @@ class Config:
         """Return the record, or raise SettingsError naming the first value that cannot work."""
         self.data.check()
         self.network.check()
-        for name in ("codebook", "adapter", "prior"):
+        for name in ("codebook", "adapter", "prior", "detector", "closeup", "embedder"):
             getattr(self, name).check(name)
         self.log.check()
         negative = [f.name for f in fields(self.loss) if f.type == "float" and getattr(self.loss, f.name) < 0]

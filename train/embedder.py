@@ -1,21 +1,20 @@
-"""Distil the starter identity embedder from MobileFaceNet on the portraits in ``faces/train``.
+"""Distil the starter identity embedder from MobileFaceNet on portraits.
 
-    python -m train.embedder --data FACES --teacher WEIGHTS --work /tmp/embedder --out lafr_core/weights/embedder.safetensors
+    python -m train.embedder --config train/configs/starter_embedder.yaml --data.source FACES --teacher WEIGHTS
 
-630 people are few, so virtual people are mixed from them: aligned faces blended, halves exchanged, proportions changed. The
-teacher sees each of them once, sharp; the student sees them turned, shifted, recoloured and degraded and must give the same
-answer, so that a blurred face and its sharp original agree. ``--measure`` prints how well a weight file does on ``faces/val``.
+FACES is a folder with faces.csv, WEIGHTS one with mobilefacenet_foamliu.pt. 630 people are few, so virtual people are mixed
+from them: aligned faces blended, halves exchanged, proportions changed. The teacher sees each of them once, sharp; the student
+sees them turned, shifted, recoloured and degraded and must give the same answer, so that a blurred face and its sharp original
+agree.
+The last step's averaged weights become ``embedder.safetensors`` beside the checkpoints; benchmarks/embedder.py measures them.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import json
 import math
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +26,14 @@ from lafr_core.crop import warp
 from lafr_core.geometry import ARCFACE_TEMPLATE, similarity
 from lafr_core.networks.embedder import INPUT_SIDE, StarterEmbedderNet, fold
 
-from .faces import load_pixels, read_split
+from . import checkpoints
+from .config import Config
+from .data import Picture, labelled_photos, locate
+from .faces import Photo, load_pixels
+from .loop import NetworkTask, train
 from .mobilefacenet import load_mobilefacenet
+from .parts import averaged
+from .run import command
 
 MARGIN = 8
 """Pixels kept around the 112 crop, for shifting and turning."""
@@ -36,33 +41,14 @@ MARGIN = 8
 SIDE = INPUT_SIDE + 2 * MARGIN
 
 
-@dataclass(frozen=True)
-class Config:
-    """One training run; written beside its log."""
-
-    data: str = "../shared/data/faces"
-    teacher: str = "../shared/weights"
-    work: str = "/tmp/lafr-embedder"
-    out: str = ""
-    seed: int = 0
-    virtual: int = 2500
-    people: int = 32
-    views: int = 2
-    steps: int = 4000
-    minutes: float = 25.0
-    rate: float = 2e-3
-    decay: float = 5e-2
-    threads: int = 1
-
-
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
-def aligned_faces(data: Path, split: str) -> Tensor:
-    """The faces of ``split`` at the ArcFace template with a margin: (N, 3, 128, 128) uint8."""
+def aligned_faces(photos: Sequence[Photo]) -> Tensor:
+    """The photos' faces at the ArcFace template with a margin: (N, 3, 128, 128) uint8."""
     template = [(x + MARGIN, y + MARGIN) for x, y in ARCFACE_TEMPLATE]
     faces = []
-    for photo in read_split(data, split):
+    for photo in photos:
         image = torch.from_numpy(load_pixels(photo).copy()).permute(2, 0, 1).float() / 255
         faces.append((warp(image, similarity(photo.landmarks, template), SIDE) * 255).round().to(torch.uint8))
     return torch.stack(faces)
@@ -99,35 +85,40 @@ def taught(faces: Tensor, teacher: torch.nn.Module) -> Tensor:
     return torch.cat(rows)
 
 
-def gather_people(config: Config) -> tuple[Tensor, Tensor]:
-    """Faces (N, 3, 128, 128) uint8, real and virtual, and their targets (N, 128); kept in ``work`` for the next start."""
-    stored = Path(config.work) / f"people-{config.seed}-{config.virtual}.pt"
-    if stored.is_file():
-        state = torch.load(stored, weights_only=True)
-        return state["faces"], state["targets"]
-    g = np.random.default_rng(config.seed)
-    real = aligned_faces(Path(config.data), "train")
-    faces = torch.cat([real, torch.stack([mix(g, real) for _ in range(config.virtual)])])
-    targets = taught(faces, load_mobilefacenet(Path(config.teacher)))
-    torch.save({"faces": faces, "targets": targets}, stored)
-    return faces, targets
+class People:
+    """Stream position -> one person, real or mixed: views (V, 3, 112, 112) in [0, 1] and the teacher's vector (128,)."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.data = config, config.data
+        photos = labelled_photos(config.data)
+        self.pictures = [Picture(photo.path.name, photo.path) for photo in photos]
+        g = np.random.default_rng([config.seed, 6])
+        real = aligned_faces(photos)
+        self.faces = torch.cat([real, *(mix(g, real)[None] for _ in range(config.embedder.virtual))])
+        self.targets = taught(self.faces, load_mobilefacenet(Path(config.embedder.teacher)))
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        _, row = locate(position, len(self.faces), self.config.seed)
+        g = np.random.default_rng([self.config.seed, 7, position])
+        views = self.faces[row].expand(self.config.embedder.views, -1, -1, -1)
+        return {"views": disturbed(g, views, self.data.flip), "target": self.targets[row]}
 
 
 # --- what the student sees -------------------------------------------------------------------------------------------
 
 
-def disturbed(g: np.random.Generator, faces: Tensor) -> Tensor:
+def disturbed(g: np.random.Generator, faces: Tensor, flip: float = 0.5) -> Tensor:
     """Faces (B, 3, 128, 128) uint8 -> crops (B, 3, 112, 112) in [0, 1]: moved, mirrored, recoloured, degraded."""
     n = len(faces)
     angle, scale = g.normal(0, 4, n).clip(-10, 10), np.exp(g.normal(0, 0.03, n).clip(-0.08, 0.08))
-    flip = np.where(g.random(n) < 0.5, -1.0, 1.0)
+    mirror = np.where(g.random(n) < flip, -1.0, 1.0)
     k = INPUT_SIDE / SIDE * scale
     c, s = k * np.cos(np.radians(angle)), k * np.sin(np.radians(angle))
     shift = g.normal(0, 0.02, (n, 2)).clip(-0.06, 0.06)
-    theta = np.stack([np.stack([c * flip, -s, shift[:, 0]], 1), np.stack([s * flip, c, shift[:, 1]], 1)], 1)
+    theta = np.stack([np.stack([c * mirror, -s, shift[:, 0]], 1), np.stack([s * mirror, c, shift[:, 1]], 1)], 1)
     grid = F.affine_grid(torch.from_numpy(theta).float(), [n, 3, INPUT_SIDE, INPUT_SIDE], align_corners=False)
     out = F.grid_sample(faces.float() / 255, grid, padding_mode="border", align_corners=False)
-    out = torch.cat([degraded(g, part) for part in out.split(8)])
+    out = torch.cat([degraded(g, part) for part in out])
     column = lambda low, high, size=1: torch.from_numpy(g.uniform(low, high, (n, size, 1, 1))).float()
     mean = out.mean(dim=(1, 2, 3), keepdim=True)
     out = (out - mean) * column(0.7, 1.2) + mean * column(0.7, 1.25) * column(0.92, 1.08, 3)
@@ -135,12 +126,12 @@ def disturbed(g: np.random.Generator, faces: Tensor) -> Tensor:
     return torch.where(gray, out.mean(1, keepdim=True), out).clamp(0, 1)
 
 
-def degraded(g: np.random.Generator, crops: Tensor) -> Tensor:
-    """Crops (B, 3, 112, 112) shrunk to a common random size, noise added there, enlarged again; a third stay sharp."""
+def degraded(g: np.random.Generator, crop: Tensor) -> Tensor:
+    """A crop (3, 112, 112) shrunk to a random size, noise added there, enlarged again: (1, 3, 112, 112); a third stay sharp."""
     if g.random() < 0.33:
-        return crops
+        return crop[None]
     side = round(math.exp(g.uniform(math.log(12), math.log(INPUT_SIDE))))
-    small = F.interpolate(crops, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    small = F.interpolate(crop[None], size=(side, side), mode="bilinear", antialias=True, align_corners=False)
     if g.random() < 0.5:
         small = F.avg_pool2d(F.pad(small, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     noise = torch.from_numpy(g.standard_normal(small.shape, dtype=np.float32))
@@ -150,175 +141,52 @@ def degraded(g: np.random.Generator, crops: Tensor) -> Tensor:
 
 def losses(given: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """cosine: 1 - cos to the teacher; relation: squared error of the cosines in the batch (relational KD, Park et al. 2019)."""
+    cosines = lambda vectors: (vectors[:, None] * vectors).sum(-1)  # not a matrix product: autocast would round it to bfloat16
     return {
         "cosine": 1 - (given * wanted).sum(1).mean(),
-        "relation": (given @ given.T - wanted @ wanted.T).square().mean(),
+        "relation": (cosines(given) - cosines(wanted)).square().mean(),
     }
 
 
 WEIGHTS = {"cosine": 1.0, "relation": 4.0}
 
 
-def train(config: Config) -> StarterEmbedderNet:
-    """Train and return the folded network."""
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    work = Path(config.work)
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "config.json").write_text(json.dumps(asdict(config), indent=1))
-    faces, targets = gather_people(config)
-    network = StarterEmbedderNet(norm=True).to(memory_format=torch.channels_last).train()
-    if (work / "last.pt").is_file():  # go on from an earlier run
-        network.load_state_dict(torch.load(work / "last.pt", weights_only=True))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.decay)
-    g = np.random.default_rng([config.seed, 1])
-    log = (work / "log.jsonl").open("a", encoding="utf-8")
-    began = time.monotonic()
-    sums: dict[str, float] = {}
-    for step in range(config.steps):
-        done = max(step / config.steps, (time.monotonic() - began) / (60 * config.minutes))
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done))
-        chosen = torch.from_numpy(np.repeat(g.choice(len(faces), config.people, replace=False), config.views))
-        crops = disturbed(g, faces[chosen])
-        with torch.autocast("cpu", torch.bfloat16):
-            given = network(crops.contiguous(memory_format=torch.channels_last))
-        parts = losses(given, targets[chosen])
-        loss = sum((WEIGHTS[name] * part for name, part in parts.items()), start=torch.zeros(()))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        for name, part in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(part.detach())
-        if (step + 1) % 50 == 0:
-            means = {name: round(value / 50, 4) for name, value in sums.items()}
-            log.write(json.dumps({"step": step + 1, "seconds": round(time.monotonic() - began), **means}) + "\n")
-            log.flush()
-            sums = {}
-        if (step + 1) % 200 == 0:
-            torch.save(network.state_dict(), work / "last.pt")
-    return fold(network)
+class EmbedderTask(NetworkTask):
+    """Every view of a person -> the teacher's vector of that person's sharp face."""
+
+    name = "embedder"
+
+    def __init__(self, config: Config) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            super().__init__(StarterEmbedderNet(norm=True))
+
+    def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        views = batch["views"]
+        given = model(views.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        parts = losses(given, batch["target"].repeat_interleave(views.shape[1], dim=0))
+        return {name: WEIGHTS[name] * part for name, part in parts.items()}
 
 
-def export(network: StarterEmbedderNet, path: Path, config: Config) -> None:
-    """Write the weight file with what a reader needs to judge it."""
+def run(config: Config) -> Path:
+    """Distil the embedder and write it beside its checkpoints; returns the file."""
+    task = EmbedderTask(config)
+    last = train(task, config.embedder, config, People(config))
+    task.load_weights(averaged(checkpoints.load_state(last)))
+    network = fold(task.model)
     notes = {
         "licence": "MIT, trained on CC0-1.0 and official US government portraits only",
         "training_data": "faces/train: 630 portraits (faker-js, CivilServiceUSA) and mixtures of them",
         "teacher": "MobileFaceNet by foamliu (Apache-2.0), distilled",
-        "command": f"python -m train.embedder --seed {config.seed} --steps {config.steps} --minutes {config.minutes}",
+        "command": f"python -m train.embedder --config train/configs/{config.name}.yaml",
         "seed": str(config.seed),
+        "revision": checkpoints.revision(),
         "use": "tells whether a restored face still looks like its input; not for identification",
     }
+    path = last.parent / "embedder.safetensors"
     checkpoint.save(path, "embedder", network, network.config, notes)
-
-
-# --- measuring -------------------------------------------------------------------------------------------------------
-
-
-def area_under_curve(same: np.ndarray, different: np.ndarray) -> float:
-    """The chance that a pair of one person scores above a pair of two."""
-    order = np.sort(different)
-    below = np.searchsorted(order, same, side="left") + np.searchsorted(order, same, side="right")
-    return float(below.mean() / 2 / len(order))
-
-
-def measure(weights: Path, data: Path, teacher: Path, every: int = 1) -> dict[str, float]:
-    """Same or different on ``faces/val``: two views of a photo, moved a little and degraded, against views of other people."""
-    from lafr_core.crop import template_crops
-    from lafr_core.identity import open_embedder
-
-    from .degrade import degrade
-    from .faces import aligned_crop, compose, jitter
-
-    embedder = open_embedder(weights, "cpu")
-    master = load_mobilefacenet(teacher)
-    assert embedder is not None
-    photos = read_split(data, "val")[::every]
-    severities = ("sharp", "medium", "severe")
-    pairs = (("sharp", "sharp"), ("sharp", "medium"), ("medium", "medium"), ("sharp", "severe"))
-    ours: dict[tuple[int, str], list[Tensor]] = {}
-    theirs: dict[tuple[int, str], list[Tensor]] = {}
-    first_views: list[Tensor] = []
-    for number, photo in enumerate(photos):
-        pixels = load_pixels(photo)
-        for side in (0, 1):
-            g = np.random.default_rng([number, side])
-            crop = aligned_crop(pixels, compose(jitter(g), photo.matrix))
-            if side == 0:
-                first_views.append(crop[None])
-            for severity in severities:
-                if severity == "sharp":
-                    view = crop[None]
-                else:
-                    array, _ = degrade(crop.permute(1, 2, 0).numpy(), g, severity)
-                    view = torch.from_numpy(array).permute(2, 0, 1)[None]
-                with torch.no_grad():
-                    small = template_crops(view, ARCFACE_TEMPLATE, INPUT_SIDE)
-                    ours.setdefault((side, severity), []).append(embedder(view)[0])
-                    theirs.setdefault((side, severity), []).append(F.normalize(master(small), dim=1)[0])
-    figures = {}
-    off = ~np.eye(len(photos), dtype=bool)
-    for first, second in pairs:
-        for name, table in (("starter", ours), ("teacher", theirs)):
-            grid = (torch.stack(table[0, first]) @ torch.stack(table[1, second]).T).numpy()
-            figures[f"auc {name} {first}-{second}"] = area_under_curve(np.diag(grid), grid[off])
-            figures[f"cosine {name} {first}-{second}"] = float(np.diag(grid).mean())
-    a, b = torch.stack(ours[0, "sharp"]), torch.stack(theirs[0, "sharp"])
-    figures["cosine to teacher, sharp"] = float((a * b).sum(1).mean())
-    figures["correlation with teacher over pairs of different people"] = float(
-        np.corrcoef((a @ a.T).numpy()[off], (b @ b.T).numpy()[off])[0, 1]
-    )
-    known = dlib_vectors(torch.cat([crop for crop in first_views]))
-    if known is not None:
-        figures["correlation with dlib over pairs of different people"] = float(
-            np.corrcoef((a @ a.T).numpy()[off], -np.linalg.norm(known[:, None] - known[None], axis=-1)[off])[0, 1]
-        )
-        figures["correlation of the teacher with dlib"] = float(
-            np.corrcoef((b @ b.T).numpy()[off], -np.linalg.norm(known[:, None] - known[None], axis=-1)[off])[0, 1]
-        )
-    return figures
-
-
-def dlib_vectors(crops: Tensor) -> np.ndarray | None:
-    """dlib's face descriptors (N, 128) of FFHQ-template crops (N, 3, 512, 512), or None where dlib is not installed."""
-    try:
-        import dlib
-    except ImportError:
-        return None
-    package = importlib.util.find_spec("face_recognition_models")  # found, not imported: it needs the retired pkg_resources
-    if package is None or package.origin is None:
-        return None
-    models = Path(package.origin).parent / "models"
-    shape = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
-    network = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
-    rows = []
-    for crop in crops:
-        pixels = np.ascontiguousarray((crop.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
-        box = dlib.rectangle(130, 190, 380, 440)  # about what dlib's own detector would draw at the template's face
-        rows.append(np.asarray(network.compute_face_descriptor(pixels, shape(pixels, box))))
-    return np.stack(rows)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Distil the starter identity embedder")
-    default = Config()
-    for name, value in asdict(default).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    parser.add_argument("--measure", type=Path, help="print the figures of this weight file instead of training")
-    parser.add_argument("--every", type=int, default=1, help="with --measure: only every n-th validation photo")
-    options = vars(parser.parse_args())
-    weights, every = options.pop("measure"), options.pop("every")
-    config = Config(**options)
-    if weights is not None:
-        for name, value in measure(weights, Path(config.data), Path(config.teacher), every).items():
-            print(f"{name}: {value:.4f}")
-        return
-    network = train(config)
-    export(network, Path(config.out or Path(config.work) / "embedder.safetensors"), config)
+    return path
 
 
 if __name__ == "__main__":
-    main()
+    command(run)

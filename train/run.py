@@ -66,8 +66,14 @@ def run(make_task: Callable[..., Task], config: Config) -> Path:
 
 
 def main(make_task: Callable[..., Any]) -> None:
-    """``python -m train.<stage> --config … [--section.name value …]``. A LafrError ends it with its sentence and exit code
-    1.
+    """The command line of one of the three stages."""
+    command(lambda config: run(make_task, config))
+
+
+def command(start: Callable[[Config], Path]) -> None:
+    """``python -m train.<stage> --config … [--section.name value …]``: ``start`` makes a file or folder of the parsed config.
+
+    A LafrError ends it with its sentence and exit code 1.
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -76,7 +82,7 @@ def main(make_task: Callable[..., Any]) -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     try:
-        log.info("finished: %s", run(make_task, configs.parse(arguments)))
+        log.info("finished: %s", start(configs.parse(arguments)))
     except LafrError as error:
         print(f"train: {error}", file=sys.stderr)
         sys.exit(1)

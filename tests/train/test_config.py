@@ -43,6 +43,8 @@ def test_yaml_round_trip_is_exact(tmp_path: Path) -> None:
         (["--data.size", "100"], "a positive multiple of 32, got 100"),
         (["--prior.precision", "fp8"], "no, bf16 or fp16, got fp8"),
         (["--prior.timestep", "1000"], "0 to 999"),
+        (["--closeup.optimizer", "sgd"], r"closeup\.optimizer: expected adamw, adamw8bit or muon, got sgd"),
+        (["--detector.canvas", "100"], r"detector\.canvas: expected a positive multiple of 32, got 100"),
         (["--loss.pixel", "-1"], r"loss\.pixel: expected 0 or more"),
         (["--network.top_k", "5000"], "1 to network.entries = 1024"),
         (["adapter"], "expected --section.name value, got 'adapter'"),

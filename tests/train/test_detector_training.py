@@ -1,18 +1,27 @@
-"""What the starter detector and embedder are taught: labels that lie on the pixels, losses worked out by hand."""
+"""What the starter detector and embedder are taught: labels that lie on the pixels, losses worked out by hand; their runs."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from kill_test import same
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
+from benchmarks.embedder import area_under_curve
+from lafr_core import checkpoint
 from lafr_core.boxes import face_box, overlap
+from lafr_core.detectors import open_detector
 from lafr_core.geometry import transform
+from lafr_core.identity import open_embedder
 from lafr_core.networks import closeup
 from lafr_core.networks.detector import Predictions
+from train import checkpoints, composites, config, loop
 from train import closeup as closeup_training
 from train import detector as detector_training
 from train import embedder as embedder_training
@@ -23,8 +32,8 @@ COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255))
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> detector_training.Library:
-    """One gray photo of 400x420 pixels with a coloured disc on each landmark."""
+def portraits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one gray photo of 400x420 pixels with a coloured disc on each landmark."""
     folder = tmp_path_factory.mktemp("faces")
     (folder / "train").mkdir()
     photo = Image.new("RGB", (400, 420), (90, 90, 90))
@@ -36,7 +45,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> detector_training.Libra
     header = "file,split,source,licence,width,height," + ",".join(f"{n}_{axis}" for n in names for axis in "xy")
     row = "train/drawn.png,train,drawn,none,400,420," + ",".join(f"{v}" for point in POINTS for v in point)
     (folder / "faces.csv").write_text(f"{header}\n{row}\n")
-    return detector_training.Library(read_split(folder, "train"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def library(portraits: Path) -> composites.Library:
+    return composites.open_library(config.Data(source=str(portraits)))
 
 
 def disc_centre(pixels: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, float]:
@@ -48,10 +62,10 @@ def disc_centre(pixels: np.ndarray, colour: tuple[int, int, int]) -> tuple[float
 
 
 @pytest.mark.parametrize(("size", "degrees"), [(150.0, 0.0), (120.0, 35.0), (60.0, -90.0), (200.0, 10.0)])
-def test_labels_lie_on_the_pixels(library: detector_training.Library, size: float, degrees: float) -> None:
-    matrix = detector_training.placement(library, 0, size, degrees, (110.0, 120.0))
+def test_labels_lie_on_the_pixels(library: composites.Library, size: float, degrees: float) -> None:
+    matrix = composites.placement(library, 0, size, degrees, (110.0, 120.0))
     view = np.asarray(library.view(0, matrix, (224, 224)))
-    label = detector_training.label(library, 0, matrix, 224)
+    label = composites.label(library, 0, matrix, 224)
     assert label is not None and label.certain
     for point, colour in zip(label.landmarks, COLOURS, strict=True):
         assert disc_centre(view, colour) == pytest.approx(point, abs=0.6)
@@ -59,24 +73,24 @@ def test_labels_lie_on_the_pixels(library: detector_training.Library, size: floa
     assert np.abs(part.astype(int) - view[70:160, 60:160].astype(int)).max() <= 1
 
 
-def test_placement_gives_the_face_the_size_and_middle_asked_for(library: detector_training.Library) -> None:
-    matrix = detector_training.placement(library, 0, 80.0, 0.0, (100.0, 60.0))
+def test_placement_gives_the_face_the_size_and_middle_asked_for(library: composites.Library) -> None:
+    matrix = composites.placement(library, 0, 80.0, 0.0, (100.0, 60.0))
     x0, y0, x1, y1 = face_box(transform(matrix, POINTS))
     assert ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx((100.0, 60.0))
     assert max(x1 - x0, y1 - y0) == pytest.approx(80.0)
 
 
 def test_mirroring_exchanges_left_and_right() -> None:
-    face = detector_training.Labelled((10.0, 5.0, 30.0, 40.0), POINTS, True)
-    flipped = detector_training.mirrored(face, 400)
+    face = composites.Labelled((10.0, 5.0, 30.0, 40.0), POINTS, True)
+    flipped = composites.mirrored(face, 400)
     assert flipped.box == (369.0, 5.0, 389.0, 40.0)
     assert flipped.landmarks[0] == (399 - 230.0, 160.0) and flipped.landmarks[3] == (399 - 235.0, 250.0)
-    assert detector_training.mirrored(flipped, 400) == face
+    assert composites.mirrored(flipped, 400) == face
 
 
-def test_a_face_mostly_outside_is_uncertain_and_one_hardly_inside_is_none(library: detector_training.Library) -> None:
-    def at(x: float) -> detector_training.Labelled | None:
-        return detector_training.label(library, 0, detector_training.placement(library, 0, 80.0, 0.0, (x, 100.0)), 224)
+def test_a_face_mostly_outside_is_uncertain_and_one_hardly_inside_is_none(library: composites.Library) -> None:
+    def at(x: float) -> composites.Labelled | None:
+        return composites.label(library, 0, composites.placement(library, 0, 80.0, 0.0, (x, 100.0)), 224)
 
     inside, half, outside = at(100.0), at(0.0), at(-60.0)
     assert inside is not None and inside.certain
@@ -84,11 +98,11 @@ def test_a_face_mostly_outside_is_uncertain_and_one_hardly_inside_is_none(librar
     assert outside is None
 
 
-def test_samples_are_pictures_with_faces_where_they_say(library: detector_training.Library) -> None:
+def test_samples_are_pictures_with_faces_where_they_say(library: composites.Library) -> None:
     g = np.random.default_rng(5)
     counts = []
     for _ in range(12):
-        pixels, faces = detector_training.sample(g, library, 128)
+        pixels, faces = composites.sample(g, library, 128)
         assert pixels.shape == (128, 128, 3) and pixels.min() >= 0 and pixels.max() <= 1
         # Mirrored faces keep their mirrored box; the template is not quite symmetric, so it is not quite the recomputed one.
         assert all(overlap(face_box(face.landmarks), face.box) > 0.9 for face in faces)
@@ -124,7 +138,7 @@ def test_a_perfect_prediction_costs_nothing_but_its_score() -> None:
     assert float(parts["score"]) < 1e-3
 
 
-def test_close_ups_are_labelled_where_the_pixels_are(library: detector_training.Library) -> None:
+def test_close_ups_are_labelled_where_the_pixels_are(library: composites.Library) -> None:
     g = np.random.default_rng(0)
     for _ in range(4):
         image, points = closeup_training.positive(g, library)
@@ -169,9 +183,101 @@ def test_the_relation_loss_sees_what_the_cosine_loss_cannot() -> None:
     ("same", "different", "area"), [([0.9, 0.8], [0.1, 0.2], 1.0), ([0.5], [0.5], 0.5), ([0.1, 0.9], [0.5], 0.5)]
 )
 def test_area_under_the_curve_by_hand(same: list[float], different: list[float], area: float) -> None:
-    assert embedder_training.area_under_curve(np.asarray(same), np.asarray(different)) == pytest.approx(area)
+    assert area_under_curve(np.asarray(same), np.asarray(different)) == pytest.approx(area)
 
 
 def test_the_list_of_crowded_portraits_names_real_files(faces_folder: Path) -> None:
     names = {photo.path.stem for photo in read_split(faces_folder, "train")}
-    assert set(detector_training.CROWDED) <= names
+    assert set(composites.CROWDED) <= names
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+RUNS: dict[str, Callable[[config.Config], Path]] = {
+    "detector": detector_training.run,
+    "closeup": closeup_training.run,
+    "embedder": embedder_training.run,
+}
+
+
+def settings(source: Path, out: Path, stage: str, **overrides: object) -> config.Config:
+    """Four steps of a net on two small samples a step, a checkpoint every other."""
+    values = {"data.source": source, "data.workers": 0, "log.out": out, "log.tracker": "none", "log.plots": False,
+              "log.save_every": 2, "log.every": 2, f"{stage}.steps": 4, f"{stage}.batch": 2, f"{stage}.warmup": 1,
+              "detector.canvas": 64, "closeup.mined": 2, "embedder.virtual": 3, **overrides}  # fmt: skip
+    return config.parse([part for key, value in values.items() for part in (f"--{key}", str(value))])
+
+
+@pytest.mark.parametrize(("stage", "optimizer"), [("detector", "adamw"), ("closeup", "muon"), ("embedder", "muon")])
+def test_a_stopped_run_goes_on_to_the_same_file(
+    portraits: Path,
+    tmp_path: Path,
+    random_weights: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    optimizer: str,
+) -> None:
+    monkeypatch.setattr(embedder_training, "load_mobilefacenet", lambda _: lambda crops: crops.mean(1).flatten(1)[:, :128])
+    # Mixing needs two people: the one photo twice.
+    monkeypatch.setattr(embedder_training, "labelled_photos", lambda data: read_split(Path(data.source), "train") * 2)
+    conf = settings(
+        portraits, tmp_path, stage, **{f"{stage}.optimizer": optimizer, "closeup.finder": random_weights["detector"]}
+    )
+    path = RUNS[stage](conf)
+    whole, written = checkpoints.load_state(tmp_path / stage / "step_00000004"), load_file(path)
+    assert (tmp_path / stage / "files.txt").read_text().splitlines()[0] == "drawn.png"
+    shutil.rmtree(tmp_path / stage / "step_00000004")
+    path.unlink()
+    assert RUNS[stage](conf) == path
+    assert same(whole, checkpoints.load_state(tmp_path / stage / "step_00000004")) == []
+    assert same(written, load_file(path)) == []
+    if stage == "closeup":
+        assert open_detector("starter", weights=path).name == "starter"
+    if stage == "embedder":
+        assert open_embedder(path, "cpu") is not None
+
+
+def test_the_close_ups_file_keeps_the_finder_and_expects_few_faces(
+    portraits: Path, tmp_path: Path, random_weights: dict[str, Path]
+) -> None:
+    """The finder's tensors are the given file's; the score is moved by the odds that the second look meets in a photo."""
+    conf = settings(portraits, tmp_path, "closeup", **{"closeup.finder": random_weights["detector"]})
+    path = closeup_training.run(conf)
+    finder, _ = closeup_training.open_finder(path)
+    given, _ = closeup_training.open_finder(random_weights["detector"])
+    assert all(torch.equal(a, b) for a, b in zip(finder.state_dict().values(), given.state_dict().values(), strict=True))
+    state = checkpoints.load_state(tmp_path / "closeup" / "step_00000004")
+    learned = state["average"]["out.bias"][0]
+    stored = checkpoint.load(path, "detector").tensors["close_up.out.bias"][0]
+    assert float(learned - stored.float()) == pytest.approx(np.log((0.55 / 0.45) / (0.1 / 0.9)), abs=2e-3)
+
+
+def test_averages_take_the_normalisation_statistics_along() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+    average = loop.Average(network, decay=0.9)
+    network(torch.full((2, 1, 4, 4), 5.0))
+    average.update(0)  # decay 0.1
+    mean = float(network[1].running_mean)
+    assert mean != 0
+    assert float(average.slow["1.running_mean"]) == pytest.approx(0.9 * mean)
+    with average.in_place():
+        assert float(network[1].running_mean) == pytest.approx(0.9 * mean)
+    assert float(network[1].running_mean) == mean
+
+
+def test_bending_keeps_the_middle_and_stretches() -> None:
+    middle = (closeup.SIDE - 1) / 2
+    bend = closeup_training.bent(np.random.default_rng(1), 0.1)
+    centre, right = transform(bend, [(middle, middle), (middle + 1, middle)])
+    assert centre == pytest.approx((middle, middle))
+    assert abs(right[0] - centre[0] - 1) > 1e-3
+    assert closeup_training.bent(np.random.default_rng(1), 0.0) == ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+
+
+def test_a_sample_is_the_same_whenever_it_is_asked_for(portraits: Path, library: composites.Library) -> None:
+    conf = config.parse(["--data.source", str(portraits), "--detector.canvas", "64"])
+    samples = detector_training.Composites(conf, library)
+    first = samples[7]
+    samples[3]
+    assert all(torch.equal(value, samples[7][name]) for name, value in first.items())
+    assert first["pixels"].shape == (3, 64, 64) and not torch.equal(first["pixels"], samples[8]["pixels"])

@@ -121,6 +121,19 @@ def test_resume_is_exact(ran: tuple[Path, config.Config], tmp_path: Path, stage:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]  # not logged twice
 
 
+def test_muon_learns_something_else_and_resumes_exactly(ran: tuple[Path, config.Config], tmp_path: Path) -> None:
+    conf = short(tmp_path, "muon", **{"codebook.optimizer": "muon", "log.save_every": 2})
+    run.run(codebook.CodebookTask, conf)
+    out = Path(conf.log.out) / "codebook"
+    whole = checkpoints.load_state(out / "step_00000004")
+    plain = checkpoints.load_state(Path(ran[1].log.out) / "codebook" / "step_00000004")
+    assert not torch.equal(whole["weights"]["extractor.stem.weight"], plain["weights"]["extractor.stem.weight"])
+    assert any("momentum" in state for state in whole["optimizer"]["state"].values())
+    (out / "step_00000004").rename(tmp_path / "whole")
+    run.run(codebook.CodebookTask, conf)
+    assert same(whole, checkpoints.load_state(out / "step_00000004")) == []
+
+
 def test_two_kills_change_nothing(tmp_path: Path) -> None:
     assert kill_and_resume(tmp_path, kills=2, seed=1) == []
 

@@ -1,0 +1,125 @@
+"""What the starter nets are trained with: Muon, stored pairs, cheap SSIM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lafr_core.metrics import ssim
+from train import optimizers, pairs
+from train.faces import Photo
+from train.losses import similarity
+
+
+def test_orthogonalised_evens_out_singular_values() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(12, 30) @ torch.diag(torch.logspace(0, -1, 30))
+    for m in (matrix, matrix.t()):
+        values = torch.linalg.svdvals(optimizers.orthogonalised(m))
+        assert values.min() > 0.5 and values.max() < 1.3
+        # the same rotation as the exact polar factor
+        u, _, v = torch.linalg.svd(m, full_matrices=False)
+        assert torch.nn.functional.cosine_similarity(optimizers.orthogonalised(m).flatten(), (u @ v).flatten(), dim=0) > 0.95
+
+
+def test_muon_moves_vectors_and_tables_as_adamw_does() -> None:
+    ours, theirs = nn.ParameterList([torch.tensor([1.0, -2.0])]), nn.ParameterList([torch.tensor([1.0, -2.0])])
+    muon = optimizers.make("muon", ours, lr=0.1, weight_decay=0.01)
+    adamw = optimizers.make("adamw", theirs, lr=0.1, weight_decay=0.01)
+    for _ in range(4):
+        for parameters, optimizer in ((ours, muon), (theirs, adamw)):
+            optimizer.zero_grad()
+            (parameters[0] ** 2).sum().backward()
+            optimizer.step()
+    assert torch.allclose(ours[0], theirs[0], atol=1e-6)
+
+    table = nn.Embedding(3, 2)
+    before = table.weight.detach().clone()
+    optimizer = optimizers.make("muon", table, lr=0.1, weight_decay=0.0)
+    table(torch.tensor([1])).sum().backward()
+    optimizer.step()
+    moved = table.weight.detach() - before
+    assert torch.equal(moved[0], torch.zeros(2)) and torch.allclose(moved[1], torch.full((2,), -0.1), atol=1e-4)
+
+
+def test_muon_steps_have_the_size_of_adamw_steps_and_descend() -> None:
+    torch.manual_seed(1)
+    layer = nn.Conv2d(4, 8, 3, bias=False)
+    wanted = torch.randn_like(layer.weight)
+    optimizer = optimizers.make("muon", layer, lr=0.1, weight_decay=0.0)
+    before = layer.weight.detach().clone()
+    errors = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (layer.weight - wanted).square().mean()
+        errors.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        if len(errors) == 1:
+            step = (layer.weight.detach() - before).square().mean().sqrt()
+            assert 0.01 < float(step) < 0.04  # lr times 0.2 in the paper's scale
+    assert errors[-1] < 0.5 * errors[0]
+
+
+def photo(folder: Path, number: int) -> Photo:
+    pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    path = folder / f"{number}.png"
+    Image.fromarray(pixels).resize((600, 600), Image.Resampling.BICUBIC).save(path)
+    return Photo(path, ((200.0, 250.0), (330.0, 252.0), (262.0, 330.0), (210.0, 390.0), (320.0, 388.0)), "drawn")
+
+
+def shrink(pixels: Tensor) -> Tensor:
+    """Stands for an encoder: (B, 3, 512, 512) -> (B, 3, 64, 64)."""
+    return nn.functional.avg_pool2d(pixels, 8)
+
+
+def test_a_shard_is_drawn_the_same_again_and_read_back(tmp_path: Path) -> None:
+    photos = [photo(tmp_path, n) for n in range(2)]
+    shard = pairs.make_shard(photos, [[0, 0, 0], [0, 0, 1]], 2, shrink)
+    again = pairs.make_shard(photos[1:], [[0, 0, 1]], 2, shrink)
+    assert shard["z_lq"].shape == (2, 2, 3, 64, 64) and shard["sharp"].dtype == torch.uint8
+    assert torch.equal(shard["z_lq"][1], again["z_lq"][0]) and torch.equal(shard["sharp"][1], again["sharp"][0])
+    assert not torch.equal(shard["z_lq"][0, 0], shard["z_lq"][0, 1])
+    # the sharp latents are those of the sharp pixels
+    assert torch.allclose(shrink(shard["sharp"].float() / 255), shard["z_hq"].float(), atol=4e-3)
+
+    save_file(shard, str(tmp_path / "a.safetensors"))
+    pool = pairs.Pool(tmp_path)
+    assert pool.refresh() == 1
+    z_lq, z_hq, read = pool.draw(torch.Generator().manual_seed(3), 1)[0]
+    row = int(torch.equal(z_hq, shard["z_hq"][1].float()))
+    assert torch.equal(z_hq, shard["z_hq"][row].float())
+    assert any(torch.equal(z_lq, version.float()) for version in shard["z_lq"][row])
+    assert torch.equal(read(slice(8, 16), slice(100, 130)), shard["sharp"][row, :, 8:16, 100:130].float() / 255)
+
+
+def test_finished_shards_are_kept_and_the_rest_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [photo(tmp_path, n) for n in range(3)]
+    monkeypatch.setattr(pairs, "PHOTOS", 2)
+    monkeypatch.setattr(pairs, "read_split", lambda root, split: photos)
+    monkeypatch.setattr(pairs, "starter_encoder", lambda path: shrink)
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["pairs", "--data", str(tmp_path), "--out", str(out), "--rounds", "1", "--versions", "1"])
+    pairs.main()
+    files = sorted(out.iterdir())
+    assert [len(load_file(f)["z_hq"]) for f in files] == [2, 1]
+    files[1].unlink()
+    kept = files[0].stat().st_mtime_ns
+    pairs.main()
+    assert sorted(out.iterdir()) == files and files[0].stat().st_mtime_ns == kept
+
+
+def test_similarity_is_ssim_to_train_by() -> None:
+    torch.manual_seed(2)
+    picture = nn.functional.interpolate(torch.rand(1, 3, 12, 12), size=(96, 96), mode="bicubic").clamp(0, 1)
+    assert float(similarity(picture, picture)) == pytest.approx(1.0, abs=1e-5)
+    noise = torch.randn_like(picture)
+    scores = [float(similarity(picture + k * noise, picture)) for k in (0.02, 0.05, 0.1)]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[1] == pytest.approx(float(ssim(picture + 0.05 * noise, picture)), abs=0.1)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from lafr_core import checkpoint
 from lafr_core.boxes import face_box, five, overlap, suppress
+from lafr_core.errors import CheckpointError
 from lafr_core.geometry import as_matrix, compose, invert, similarity, transform
 from lafr_core.networks.closeup import FACE, SIDE, Closer, CloseUpNet, fold, template
 from lafr_core.networks.detector import StarterDetectorNet, StarterNets
@@ -40,7 +41,10 @@ FACES = 0.55
 """Share of faces among the training close-ups."""
 
 EXPECTED = 0.1
-"""Share of faces among the finder's candidates in a photo: the second look's logit is moved by the difference in log odds."""
+"""Share of faces among the finder's candidates in a photo."""
+
+RARER = math.log((FACES / (1 - FACES)) / (EXPECTED / (1 - EXPECTED)))
+"""Difference of the two in log odds, by which the second look's logit is moved for use."""
 
 
 def about_middle(degrees: float, scale: float, shift: tuple[float, float], mirror: bool = False) -> Matrix:
@@ -77,7 +81,8 @@ def bent(g: np.random.Generator, amount: float) -> Matrix:
 
 def positive(g: np.random.Generator, library: Library, bend: float = 0.0) -> tuple[Image.Image, Tensor]:
     """A face about where a detector's landmarks would put it; ``bend`` makes other faces of the few there are."""
-    wide = 1.0 if g.random() < 0.7 else 2.0
+    # The second of the detector's two looks starts from good landmarks and decides how exact they end.
+    wide = float(g.choice([0.4, 1.0, 2.0], p=[0.45, 0.35, 0.2]))
     degrees = float(g.normal(0, 6 * wide))
     scale = math.exp(float(g.normal(0, 0.07 * wide)))
     shift = g.normal(0, 0.035 * wide * SIDE, 2)
@@ -186,10 +191,10 @@ class CloseUpTask(NetworkTask):
 
     name = "closeup"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, start: CloseUpNet | None = None) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            super().__init__(CloseUpNet(norm=True))
+            super().__init__(start or CloseUpNet(norm=True))
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out = model(batch["pixels"].contiguous(memory_format=torch.channels_last))
@@ -198,11 +203,14 @@ class CloseUpTask(NetworkTask):
 
 def run(config: Config) -> Path:
     """Train the second look and write it with its finder as a detector file; returns the file."""
-    source = Path(config.closeup.finder)
-    finder, notes = open_finder(source)
+    finder, before, notes = open_finder(Path(config.closeup.finder))
+    if config.closeup.go_on and before is None:
+        raise CheckpointError(
+            f"closeup.go_on: {config.closeup.finder} holds a finder alone; give a whole detector, or leave it out"
+        )
     library = open_library(config.data)
     mined = mine(np.random.default_rng([config.seed, 5]), library, finder, config.closeup.mined)
-    task = CloseUpTask(config)
+    task = CloseUpTask(config, before if config.closeup.go_on else None)
     last = train(task, config.closeup, config, CloseUps(config, library, mined))
     task.load_weights(averaged(checkpoints.load_state(last)))
     path = last.parent / "detector.safetensors"
@@ -210,12 +218,16 @@ def run(config: Config) -> Path:
     return path
 
 
-def open_finder(path: Path) -> tuple[StarterDetectorNet, dict[str, str]]:
-    """The finder in a detector file, alone or with a second look, and the file's notes."""
+def open_finder(path: Path) -> tuple[StarterDetectorNet, CloseUpNet | None, dict[str, str]]:
+    """The finder in a detector file, frozen, its second look as it was trained (None in a finder's own file), and its notes."""
     loaded = checkpoint.load(path, "detector")
-    if "finder" in loaded.config:
-        return checkpoint.open_network(path, "detector", StarterNets).finder.eval(), loaded.notes
-    return checkpoint.open_network(path, "detector", StarterDetectorNet).eval(), loaded.notes
+    if "finder" not in loaded.config:
+        return checkpoint.open_network(path, "detector", StarterDetectorNet), None, loaded.notes
+    nets = checkpoint.open_network(path, "detector", StarterNets)
+    close_up = nets.close_up.requires_grad_(True)
+    with torch.no_grad():
+        close_up.out.bias[0] += RARER
+    return nets.finder, close_up, loaded.notes
 
 
 def save_detector(
@@ -226,7 +238,7 @@ def save_detector(
     nets.finder.load_state_dict(finder.state_dict())
     nets.close_up.load_state_dict(close_up.state_dict())
     with torch.no_grad():
-        nets.close_up.out.bias[0] -= math.log((FACES / (1 - FACES)) / (EXPECTED / (1 - EXPECTED)))
+        nets.close_up.out.bias[0] -= RARER
     finder_command = notes.get("command", "").partition(";")[0]
     command = f"{finder_command}; python -m train.closeup --config train/configs/{config.name}.yaml"
     this_run = {"command": command, "seed": str(config.seed), "revision": checkpoints.revision()}

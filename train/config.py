@@ -193,6 +193,8 @@ class CloseUpStage(Stage):
     """A detector file: train.detector's, or a whole detector whose finder is kept."""
     mined: int = 600
     """Composites, and half as many portraits, that the finder is tried on for its mistakes."""
+    go_on: bool = False
+    """Start from the second look in ``finder``'s file instead of from nothing."""
     bend: float = 0.0
     """How much faces are stretched and sheared at random: standard deviation, as a share."""
 

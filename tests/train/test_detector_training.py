@@ -17,6 +17,7 @@ from benchmarks.embedder import area_under_curve
 from lafr_core import checkpoint
 from lafr_core.boxes import face_box, overlap
 from lafr_core.detectors import open_detector
+from lafr_core.errors import CheckpointError
 from lafr_core.geometry import transform
 from lafr_core.identity import open_embedder
 from lafr_core.networks import closeup
@@ -243,13 +244,27 @@ def test_the_close_ups_file_keeps_the_finder_and_expects_few_faces(
     """The finder's tensors are the given file's; the score is moved by the odds that the second look meets in a photo."""
     conf = settings(portraits, tmp_path, "closeup", **{"closeup.finder": random_weights["detector"]})
     path = closeup_training.run(conf)
-    finder, _ = closeup_training.open_finder(path)
-    given, _ = closeup_training.open_finder(random_weights["detector"])
+    finder, _, _ = closeup_training.open_finder(path)
+    given, _, _ = closeup_training.open_finder(random_weights["detector"])
     assert all(torch.equal(a, b) for a, b in zip(finder.state_dict().values(), given.state_dict().values(), strict=True))
     state = checkpoints.load_state(tmp_path / "closeup" / "step_00000004")
     learned = state["average"]["out.bias"][0]
     stored = checkpoint.load(path, "detector").tensors["close_up.out.bias"][0]
     assert float(learned - stored.float()) == pytest.approx(np.log((0.55 / 0.45) / (0.1 / 0.9)), abs=2e-3)
+
+
+def test_going_on_starts_from_the_given_second_look(portraits: Path, tmp_path: Path, random_weights: dict[str, Path]) -> None:
+    """At a learning rate of next to nothing what comes out is what went in, the score's offset included."""
+    given = random_weights["detector"]
+    still = {"closeup.go_on": True, "closeup.lr": 1e-12, "closeup.weight_decay": 0}
+    path = closeup_training.run(settings(portraits, tmp_path / "on", "closeup", **{"closeup.finder": given, **still}))
+    before, after = load_file(given), load_file(path)
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=2e-3) for name in before)
+    finder, _, _ = closeup_training.open_finder(given)
+    checkpoint.save(tmp_path / "finder.safetensors", "detector", finder, finder.config)
+    conf = settings(portraits, tmp_path / "no", "closeup", **{"closeup.finder": tmp_path / "finder.safetensors", **still})
+    with pytest.raises(CheckpointError, match="holds a finder alone"):
+        closeup_training.run(conf)
 
 
 def test_averages_take_the_normalisation_statistics_along() -> None:

@@ -8,17 +8,18 @@ import comfy.model_management as mm
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..lafr_core.errors import InputError
 from ..lafr_core.pipeline import Parts, restore_faces
-from ..lafr_core.sd_prior import TIMESTEP
 from ..lafr_core.settings import RestoreSettings, options
-from .adapters import SD, HostVae, check_model, check_vae, raw_latent
+from ..lafr_core.starter import prior_note
+from .adapters import CONNECT, SD, HostVae, check_model, check_vae, raw_latent
 from .layout import to_boxes, to_image, to_images
 from .memory import Managed, host_progress
 from .parts import open_adapter, open_detector, open_embedder, open_parser, open_prior, open_starter_vae
 from .readout import before_after, describe
 from .sample import empty_text, one_step
 from .starter import StarterVae, is_starter
-from .widgets import ADAPTER, BOUNDING_BOX, make, schema, settings_inputs
+from .widgets import ADAPTER, BOUNDING_BOX, schema, settings_inputs, timestep_input
 
 ADVANCED = ("min_face", "max_face", "detect_side", "small_faces", "identity_warning", "batch_size")
 
@@ -45,17 +46,7 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
             [
                 io.Image.Input("image", tooltip="One photo or a batch of photos of one size."),
                 *settings_inputs(tuple(options()), advanced=ADVANCED),
-                make(
-                    io.Int.Input,
-                    "timestep",
-                    display_name="Timestep",
-                    default=TIMESTEP,
-                    min=0,
-                    max=999,
-                    step=1,
-                    advanced=True,
-                    tooltip="The timestep a connected MODEL is asked at: that of its LoRA's training.",
-                ),
+                timestep_input(advanced=True),
                 io.Model.Input(
                     "model",
                     optional=True,
@@ -95,21 +86,33 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
         parts = open_parts(settings, timestep, model, vae, adapter)
         boxes = to_boxes(bounding_boxes, images.shape[0])
         result = restore_faces(images, parts, settings, boxes=boxes, progress=host_progress())
-        report = describe(result, settings, parts.device)
+        report = "\n".join(filter(None, (describe(result, settings, parts.device), prior_note(parts))))
         return io.NodeOutput(to_image(result.images, like=image), to_image(before_after(images, result)), report)
 
 
 def open_parts(settings: RestoreSettings, timestep: int, model: Any, vae: Any, adapter: Managed | None) -> Parts:
-    """The models of one run: the connected ones, and the starter's for the rest."""
+    """The models of one run: the connected ones, and the starter's for the rest.
+
+    The adapter says which family it is all about. The starter prior is SD's: other families do without a prior.
+    """
+    spec = SD if adapter is None else adapter.spec
+    if spec != SD and (vae is None or model is not None):
+        raise InputError(
+            f"adapter: it is for {spec.name} latents, the starter's VAE and every MODEL of this node for sd latents; "
+            f"connect {CONNECT[spec.name]} and no MODEL"
+        )
     if vae is not None:
-        check_vae(vae)
+        check_vae(vae, spec)
     if model is not None:
         check_model(model)
+    prior: Any = None
+    if spec == SD:
+        prior = open_prior() if model is None or is_starter(model) else HostPrior(model, timestep)
     return Parts(
         detector=open_detector(settings.detector),
-        vae=HostVae(vae if vae is not None else StarterVae(open_starter_vae())),
+        vae=HostVae(vae if vae is not None else StarterVae(open_starter_vae()), spec),
         aligner=adapter if adapter is not None else open_adapter(None),
-        prior=open_prior() if model is None or is_starter(model) else HostPrior(model, timestep),
+        prior=prior,
         embedder=open_embedder(),
         parser=open_parser(settings.mask),
         device=mm.get_torch_device(),

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..lafr_core.errors import InputError
-from ..lafr_core.sd_prior import CONTEXT_FILE, TIMESTEP, load_context
+from ..lafr_core.sd_prior import CONTEXT_FILE, load_context
 from .adapters import HostVae, check_latent, check_model, check_vae
 from .faces import FaceSet
 from .guidance import guidance_inputs, guided, reference_vectors
 from .memory import check_rows, host_progress
 from .parts import FOLDER, open_embedder
 from .starter import ONE_STEP, ONE_STEP_ONLY, is_starter
-from .widgets import FACES, make, schema, setting
+from .widgets import FACES, schema, setting, timestep_input
 
 MODES = ("one-step", "few-step")
 
@@ -53,16 +53,7 @@ class IdentitySampler(io.ComfyNode):  # type: ignore[misc]
                     default="one-step",
                     tooltip="one-step: one evaluation, needs a LAFR LoRA or the starter. few-step: partial denoise.",
                 ),
-                make(
-                    io.Int.Input,
-                    "timestep",
-                    display_name="Timestep",
-                    default=TIMESTEP,
-                    min=0,
-                    max=999,
-                    step=1,
-                    tooltip="One-step: the timestep the MODEL is asked at, that of its LoRA's training. Not for the starter.",
-                ),
+                timestep_input(),
                 io.Int.Input("steps", default=4, min=1, max=100, tooltip="Few-step: how many steps."),
                 io.Float.Input(
                     "cfg",

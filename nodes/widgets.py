@@ -7,6 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..lafr_core.prediction import TIMESTEPS
+from ..lafr_core.sd_prior import TIMESTEP
 from ..lafr_core.settings import options
 
 CATEGORY = "LAFR"
@@ -59,3 +61,18 @@ def setting(name: str, *, advanced: bool = False) -> Any:
 
 def settings_inputs(names: tuple[str, ...], advanced: tuple[str, ...] = ()) -> list[Any]:
     return [setting(name, advanced=name in advanced) for name in names]
+
+
+def timestep_input(*, advanced: bool = False) -> Any:
+    """The timestep of one-step restoration by a MODEL: no field of the settings, which know no MODEL."""
+    return make(
+        io.Int.Input,
+        "timestep",
+        display_name="Timestep",
+        default=TIMESTEP,
+        min=0,
+        max=TIMESTEPS - 1,
+        step=1,
+        advanced=advanced,
+        tooltip="The timestep at which a MODEL restores in one step: that of its LoRA's training. The starter takes none.",
+    )

@@ -10,6 +10,7 @@ the original. A metric whose weights are not there is printed as not available, 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import math
@@ -144,11 +145,9 @@ def _identity(name: str) -> Metric:
     if name != "dlib":
         return Metric("identity", "higher", missing=f"expected the embedder dlib, got {name!r}")
     try:
-        import dlib
-        import face_recognition_models as models
+        network = dlib_network()
     except ImportError:
         return Metric("identity (dlib)", "higher", missing="needs dlib-bin and face_recognition_models from PyPI")
-    network = dlib.face_recognition_model_v1(models.face_recognition_model_location())
 
     def describe(picture: Tensor) -> np.ndarray[Any, Any]:
         # The middle of an FFHQ crop is about dlib's own chip.
@@ -159,6 +158,18 @@ def _identity(name: str) -> Metric:
         return float(1 - np.linalg.norm(describe(a) - describe(b)))
 
     return Metric("identity (1 - dlib distance)", "higher", measure)
+
+
+def dlib_network() -> Any:
+    """dlib's face recognition network with the CC0 weights of the package face_recognition_models. Raises ImportError."""
+    import dlib
+
+    # Found by its folder: the package's own __init__ imports pkg_resources, which new setuptools no longer has.
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("face_recognition_models is not installed")
+    file = Path(next(iter(spec.submodule_search_locations))) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
+    return dlib.face_recognition_model_v1(str(file))
 
 
 def _landmarks(folder: Path) -> Metric:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -126,6 +127,17 @@ def test_summary_by_hand() -> None:
     mean, half, count = evaluate.summary([1.0, 3.0, math.nan])
     assert (mean, count) == (2.0, 2) and half == pytest.approx(1.96 * math.sqrt(2) / math.sqrt(2))
     assert evaluate.summary([math.nan])[2] == 0
+
+
+def test_identity_by_dlib_is_available_where_its_packages_are() -> None:
+    pytest.importorskip("dlib")
+    if importlib.util.find_spec("face_recognition_models") is None:
+        pytest.skip("face_recognition_models is not installed")
+    photo = torch.from_numpy(pytest.importorskip("skimage.data").astronaut()).permute(2, 0, 1)[None].float() / 255
+    metric = evaluate._identity("dlib")
+    assert metric.measure is not None, metric.missing
+    assert metric.measure(photo, photo) == 1.0
+    assert metric.measure(photo, photo.flip(2)) < 0.9
 
 
 @pytest.mark.skipif(not NIQE.is_file(), reason="NIQE's pristine model is not here")

@@ -33,6 +33,7 @@ from lafr_core.networks.adapter import AdapterNet
 from lafr_core.networks.prior import PriorNet
 from lafr_core.networks.vae import StarterVaeNet
 from train import optimizers
+from train.adversary import LatentCritic, critic_loss, restorer_losses
 from train.codebook_learning import CodebookLearner
 from train.degrade import degrade
 from train.faces import aligned_crop, load_pixels, read_split
@@ -208,16 +209,7 @@ def picture_losses(pairs: list[tuple[Tensor, Tensor]], teacher: nn.Module | None
     return terms  # type: ignore[return-value]
 
 
-WEIGHTS = {
-    "align": 0.7,
-    "latent": 0.5,
-    "anchor": 0.05,
-    "pixel": 2.0,
-    "decibel": 0.2,
-    "ssim": 0.5,
-    "identity": 0.15,
-    "features": 0.1,
-}
+WEIGHTS = {"align": 0.7, "latent": 0.5, "anchor": 0.05, "pixel": 2.0, "decibel": 0.2, "ssim": 0.5, "features": 0.1}
 
 
 def train_nets(args: argparse.Namespace) -> None:
@@ -235,6 +227,10 @@ def train_nets(args: argparse.Namespace) -> None:
     nets = nn.ModuleDict({"adapter": adapter} if prior is None else {"adapter": adapter, "prior": prior})
     slow = copy.deepcopy(nets).requires_grad_(False)
     optimizer = optimizers.make("muon", nets, args.lr, weight_decay=1e-3)
+    # A critic from the start of a prior run: what it asks for grows with it.
+    critic = LatentCritic() if prior is not None and args.adversarial > 0 else None
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.0, 0.99)) if critic is not None else None
+    weights = WEIGHTS | {"adversary": args.adversarial, "matching": 2 * args.adversarial, "identity": args.identity_weight}
     first = 0
     state_file = args.out / f"{args.stage}_state.pt"
     if args.resume and state_file.is_file():
@@ -269,7 +265,9 @@ def train_nets(args: argparse.Namespace) -> None:
         if aligned.latents.requires_grad:
             losses["align"] = relative(aligned.latents.float(), batch.z_hq, batch.z_lq)
             losses["anchor"] = F.mse_loss(aligned.features.code.float(), target.quantised.float())
-        loss = sum(WEIGHTS[name] * value for name, value in losses.items())
+        if critic is not None:
+            losses["adversary"], losses["matching"] = restorer_losses(critic, z.float(), batch.z_hq)
+        loss = sum(weights[name] * value for name, value in losses.items())
         if not bool(torch.isfinite(loss)):
             bad = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
             raise SystemExit(f"step {step}: loss term {bad} is not finite; the last checkpoint in {args.out} is good")
@@ -277,6 +275,11 @@ def train_nets(args: argparse.Namespace) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         optimizer.step()
+        if critic is not None and critic_optimizer is not None:
+            critic_optimizer.zero_grad(set_to_none=True)
+            losses["critic"] = critic_loss(critic, z.float(), batch.z_hq)
+            losses["critic"].backward()
+            critic_optimizer.step()
         average(slow, nets, min(args.ema, (step + 1 - first) / (step + 10 - first)))
         step += 1
         for name, value in losses.items():
@@ -345,6 +348,8 @@ def main() -> None:
     parser.add_argument("--val-every", type=int, default=8)
     parser.add_argument("--fidelity", type=float, default=0.75, help="what ``share`` of the samples are trained at")
     parser.add_argument("--share", type=float, default=0.6)
+    parser.add_argument("--identity-weight", type=float, default=0.15)
+    parser.add_argument("--adversarial", type=float, default=0.0, help="prior stage: weight of the latent critic")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()

@@ -11,8 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lafr_core.crop import template_crops
+from lafr_core.geometry import ARCFACE_TEMPLATE
 from lafr_core.metrics import ssim
-from train import optimizers, pairs
+from train import adversary, optimizers, pairs, starter_restorer
 from train.faces import Photo
 from train.losses import similarity
 
@@ -123,3 +125,70 @@ def test_similarity_is_ssim_to_train_by() -> None:
     scores = [float(similarity(picture + k * noise, picture)) for k in (0.02, 0.05, 0.1)]
     assert scores == sorted(scores, reverse=True)
     assert scores[1] == pytest.approx(float(ssim(picture + 0.05 * noise, picture)), abs=0.1)
+
+
+def enlarge(latents: Tensor) -> Tensor:
+    """Stands for a decoder: every latent cell becomes 8x8 pixels."""
+    return latents.repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+
+@pytest.mark.parametrize("face", [False, True])
+def test_decoded_windows_lie_where_the_sharp_pixels_were_read(tmp_path: Path, face: bool) -> None:
+    torch.manual_seed(4)
+    sharp = torch.randint(0, 256, (2, 3, 64, 64)).to(torch.uint8)
+    shard = {"sharp": enlarge(sharp).contiguous(), "z_hq": (sharp / 255).half(), "z_lq": (sharp / 255).half()[:, None]}
+    save_file(shard, str(tmp_path / "a.safetensors"))
+    batch = starter_restorer.Windows(pairs.Pool(tmp_path), torch.Generator().manual_seed(5), 3, face)
+    groups = batch.decode(_Enlarge(), batch.z_hq)
+    assert [len(decoded) for decoded, _ in groups] == ([1, 2] if face else [3])
+    for decoded, pixels in groups:
+        assert decoded.shape == pixels.shape and torch.allclose(decoded, pixels, atol=1e-3)
+
+
+class _Enlarge(nn.Module):
+    def forward(self, latents: Tensor) -> Tensor:
+        return enlarge(latents)
+
+
+def test_the_face_window_holds_the_whole_identity_crop() -> None:
+    picture = nn.functional.interpolate(torch.rand(1, 3, 20, 20), size=(512, 512), mode="bicubic")
+    cut = starter_restorer.FACE
+    window = picture[..., cut.start * 8 : cut.stop * 8, cut.start * 8 : cut.stop * 8]
+    seen: list[Tensor] = []
+
+    class Teacher(nn.Module):
+        def with_features(self, faces: Tensor) -> tuple[Tensor, list[Tensor]]:
+            seen.append(faces)
+            return faces.flatten(1), [faces]
+
+    alike, features = starter_restorer.identity_losses(Teacher(), window, window)
+    assert float(alike) == pytest.approx(0, abs=1e-5) and float(features) == 0
+    assert torch.allclose(seen[0][:1], template_crops(picture, ARCFACE_TEMPLATE, 112), atol=1e-4)
+
+
+def test_the_critic_learns_to_tell_and_teaches_only_the_restorer() -> None:
+    torch.manual_seed(6)
+    critic = adversary.LatentCritic(channels=2, width=8)
+    sharp, restored = torch.randn(4, 2, 16, 16), (torch.randn(4, 2, 16, 16) * 0.1).requires_grad_(True)
+    optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-2)
+    first = adversary.critic_loss(critic, restored, sharp).item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        adversary.critic_loss(critic, restored, sharp).backward()
+        optimizer.step()
+    assert adversary.critic_loss(critic, restored, sharp).item() < 0.7 * first
+    assert restored.grad is None
+    score, matching = adversary.restorer_losses(critic, restored, sharp)
+    (score + matching).backward()
+    assert restored.grad is not None and float(restored.grad.abs().sum()) > 0
+    # one step along the gradient raises the score, and sharp latents match themselves
+    better = adversary.restorer_losses(critic, (restored - 5 * restored.grad).detach(), sharp)[0]
+    assert better.item() < score.item()
+    critic.eval()  # spectral normalisation moves with every training pass
+    assert adversary.restorer_losses(critic, sharp, sharp)[1].item() == 0
+
+
+def test_relative_error_counts_mild_and_severe_alike() -> None:
+    target = torch.zeros(2, 1, 2, 2)
+    before = torch.tensor([0.2, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+    assert float(starter_restorer.relative(before / 2, target, before)) == pytest.approx(0.5)

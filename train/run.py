@@ -38,7 +38,10 @@ def join_processes() -> torch.device:
     from accelerate.utils import parse_flag_from_env
 
     # Accelerator reads the launcher's --cpu by itself, PartialState does not: without it CPU processes would train apart.
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    # accelerate launch --cpu starts a single process whatever --num_processes says: the count must be seen.
+    log.info("process %d of %d on %s", state.process_index + 1, state.num_processes, state.device)
+    return state.device
 
 
 def collectives() -> Collectives:

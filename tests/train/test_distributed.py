@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) give what one process gives with twice the accumulation; codebooks agree on all ranks."""
+"""Two processes of accelerate's launcher (gloo, CPU) give what one gives with twice the accumulation; codebooks agree."""
 
 from __future__ import annotations
 
@@ -35,10 +35,22 @@ run.run(Spy, config.parse(["--config", {file!r}]))
 """
 
 
-def free_port() -> int:
+def launch(*what: str) -> str:
+    """``accelerate launch`` with two CPU processes; returns what they wrote.
+
+    ``--multi_gpu`` chooses torch's elastic launcher; with ``--cpu`` accelerate would start a single process.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+        port = str(s.getsockname()[1])
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", port, *what],
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path: Path) -> None:
@@ -48,17 +60,9 @@ def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path: Path) -> 
     run.run(codebook.CodebookTask, one)
     file = tmp_path / "two.yaml"
     file.write_text(config.dump(two))
-    script = WORKER.format(root=str(ROOT), folder=str(tmp_path), file=str(file))
-    port = str(free_port())
-    workers = []
-    for rank in (0, 1):
-        environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        environment |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
-        workers.append(
-            subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        )
-    errors = [worker.communicate(timeout=600)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], errors
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(root=str(ROOT), folder=str(tmp_path), file=str(file)))
+    launch(str(script))
 
     curves = [_losses(Path(conf.log.out) / "codebook" / "log.csv") for conf in (one, two)]
     assert len(curves[0]) == 8
@@ -72,3 +76,16 @@ def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path: Path) -> 
 def _losses(path: Path) -> list[float]:
     with path.open() as file:
         return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_every_stage_trains_in_two_launched_processes(tmp_path: Path) -> None:
+    few = {f"{stage}.steps": 2 for stage in ("codebook", "adapter", "prior")}
+    conf = settings(tmp_path, "run", **few, **{"codebook.kmeans_at": [0], "log.every": 1, "log.save_every": 2})
+    file = tmp_path / "run.yaml"
+    file.write_text(config.dump(conf))
+    for stage in few:
+        name = stage.removesuffix(".steps")
+        said = launch("-m", f"train.{name}", "--config", str(file))
+        assert "process 1 of 2" in said and "process 2 of 2" in said
+        state = checkpoints.load_state(Path(conf.log.out) / name / "step_00000002")
+        assert state["weights"] and len(_losses(Path(conf.log.out) / name / "log.csv")) == 2

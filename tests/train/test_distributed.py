@@ -43,7 +43,7 @@ def launch(*what: str) -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", port, *what],
         env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True,

@@ -1,12 +1,14 @@
 """The paper's claims as an experiment on real FFHQ faces at 256 pixels, with small networks and a small budget.
 
-    python -m benchmarks.claims --data ../shared/data/ffhq256_research --vae lafr_core/weights/vae.safetensors \\
-        --identity ../shared/weights --cache /tmp/claims --out docs
+    python -m benchmarks.claims --data ../shared/data/ffhq256_research --portraits ../shared/data/faces \\
+        --vae lafr_core/weights/vae.safetensors --identity ../shared/weights --cache /tmp/claims --out docs
 
-Every variant sees the same split, seeds, degradations, steps and batch. Times are CPU seconds of one thread
-(``process_time``), so other work on the machine does not count. 95 % intervals are paired bootstraps over the validation
-faces. Each variant is kept in the cache as it finishes; a second run goes on where the first was stopped. Weights trained
-here are never shipped (FFHQ is non-commercial).
+The prior stands in for Stable Diffusion: it is trained once to take noise off the latents of clean portraits (none from
+FFHQ), then frozen, and every variant gets the same LoRA on it. Every variant sees the same split, seeds, degradations,
+batch, optimiser and, unless its name says otherwise, steps. Times are CPU seconds of one thread (``process_time``), so other
+work on the machine does not count. 95 % intervals are paired bootstraps over the validation faces. Each variant is kept in
+the cache as it finishes; a second run goes on where the first was stopped. Weights trained here are never shipped (FFHQ is
+non-commercial).
 """
 
 from __future__ import annotations
@@ -16,61 +18,77 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.claims_data import encode, faces_of, floats, portrait_latents
+from benchmarks.claims_measure import DlibIdentity, Stopwatch, peak_bytes
 from lafr_core.metrics import psnr, ssim
 from lafr_core.networks.adapter import AdapterNet
 from lafr_core.networks.prior import PriorNet
 from lafr_core.vaes import StarterVae, open_vae
-from train import losses
+from train import losses, optimizers
 from train.codebook_learning import CodebookLearner
-from train.data import to_tensor
-from train.degrade import degrade
 from train.losses import TemplateEmbedder
 from train.mobilefacenet import load_mobilefacenet
+from train.starter_restorer import amp
 
 log = logging.getLogger("benchmarks.claims")
-VARIANTS = 1
-"""Degraded versions of each training picture; drawn once, so that latents can be stored."""
 METRICS = ("psnr", "ssim", "identity")
-ADAPTER = {"width": 32, "coarse": 64, "deep": 96, "code_width": 32, "entries": 256, "depth": 1, "grid": 32}
-PRIOR = {"widths": (32, 64, 96), "depth": 2, "grid": 32}
+ADAPTER: dict[str, Any] = {"width": 32, "coarse": 64, "deep": 96, "code_width": 32, "entries": 256, "depth": 1, "grid": 32}
+PRIOR: dict[str, Any] = {"widths": (32, 64, 96), "depth": 2, "grid": 32}
+RANK = 4
+NOISE = (0.1, 0.8)
+"""Standard deviation of the noise that the prior learns to take off clean latents."""
+FIDELITY = 0.75
+"""The pack's default; half of the adapter's samples are trained at it, half anywhere."""
+FIDELITIES = (0.0, 0.5, 1.0)
+"""Measured beside the default."""
+
+Curve = list[tuple[float, float]]
+"""(CPU seconds, alignment error)."""
 
 
 @dataclass(frozen=True)
 class Budget:
     """What every variant gets."""
 
+    pretraining: int = 300
     codebook: int = 100
-    adapter: int = 120
-    prior: int = 80
-    batch: int = 12
+    adapter: int = 180
+    encoder: int = 110
+    prior: int = 100
+    batch: int = 8
     decoded: int = 1
     """Rows of each batch that go through the decoder for the picture terms."""
-    lr: float = 1.5e-3
-    validation: int = 60
+    lr: float = 2e-3
+    encoder_lr: float = 1e-3
+    """Fine-tuning a trained network wants smaller steps than training a new one."""
+    versions: int = 1
+    """Degraded versions of each training picture; drawn once, so that latents can be stored."""
+    validation: int = 64
+    portraits: int = 315
     seed: int = 0
 
 
-@dataclass
-class Faces:
-    """Pictures (N, 3, 256, 256) and latents (N, 4, 32, 32) of one split; ``lq`` has one list entry a degraded version."""
+@dataclass(frozen=True)
+class AdapterSetup:
+    """One variant of the codebook and adapter stages."""
 
-    hq: Tensor
-    lq: list[Tensor]
-    z_hq: Tensor
-    z_lq: list[Tensor]
-    crops: dict[str, Any] = field(default_factory=dict)
+    name: str
+    share: float = 1.0
+    """Share of the training faces that this adapter, and the LoRA behind it, may see."""
+    top_k: int = 1
+    pictures: bool = True
+    """Whether decoded pixels count in its loss."""
 
 
 @dataclass(frozen=True)
@@ -79,366 +97,382 @@ class Setup:
 
     name: str
     adapter: str | None = "base"
-    share: float = 1.0
     latent: float = 1.0
     pixel: float = 1.0
     identity: float = 0.2
-    longer: int = 0
-    """Steps beyond the budget."""
+    equal_time: bool = False
+    """Train for as many CPU seconds as the base variant's three stages took together."""
+    whole: bool = False
+    """All of the prior's weights learn instead of a LoRA."""
+
+
+ADAPTERS = {
+    setup.name: setup
+    for setup in (
+        AdapterSetup("base"),
+        AdapterSetup("latent_only", pictures=False),
+        AdapterSetup("third", share=1 / 3),
+        AdapterSetup("ninth", share=1 / 9),
+        AdapterSetup("topk", top_k=4),
+    )
+}
+SETUPS = (
+    Setup("base"),
+    Setup("no_adapter", adapter=None),
+    Setup("no_adapter_longer", adapter=None, equal_time=True),
+    Setup("third", adapter="third"),
+    Setup("ninth", adapter="ninth"),
+    Setup("no_latent", latent=0.0),
+    Setup("no_pixel", pixel=0.0),
+    Setup("no_identity", identity=0.0),
+    Setup("topk", adapter="topk"),
+    Setup("no_adapter_whole", adapter=None, whole=True, equal_time=True),
+)
 
 
 class Bench:
     """The experiment: data, networks and what was measured so far."""
 
-    def __init__(self, data: Path, vae: StarterVae, embed: nn.Module, cache: Path, budget: Budget) -> None:
+    def __init__(self, data: Path, portraits: Path, vae: StarterVae, embed: nn.Module, cache: Path, budget: Budget) -> None:
         self.vae, self.embed, self.cache, self.budget = vae, embed, cache, budget
         cache.mkdir(parents=True, exist_ok=True)
-        self.train = self._faces(data / "train", VARIANTS, None)
-        self.val = self._faces(data / "val", 1, budget.validation)
-        self.judge = DlibIdentity(self.val.hq)
+        self.train = faces_of(data / "train", budget.versions, None, vae, budget.seed, cache / "train.pt")
+        self.val = faces_of(data / "val", 1, budget.validation, vae, budget.seed + 1, cache / "val.pt")
+        self.portraits = portrait_latents(portraits, budget.portraits, vae, cache / "portraits.pt")
+        self.originals = floats(self.val.hq)
+        self.judge = DlibIdentity(self.originals)
 
-    @torch.no_grad()
-    def _faces(self, folder: Path, variants: int, limit: int | None) -> Faces:
-        file = self.cache / f"{folder.name}.pt"
-        if file.is_file():
-            return Faces(**torch.load(file, weights_only=True))
-        paths = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg", ".webp"))[:limit]
-        hq, lq = [], [[] for _ in range(variants)]
-        for i, path in enumerate(paths):
-            with Image.open(path) as image:
-                sharp = np.asarray(image.convert("RGB").resize((256, 256)), dtype=np.float32) / 255
-            hq.append(to_tensor(sharp))
-            for v in range(variants):
-                lq[v].append(to_tensor(degrade(sharp, np.random.default_rng([self.budget.seed, i, v]))[0]))
-        sharp_pictures, spoilt = torch.stack(hq), [torch.stack(one) for one in lq]
-        encode = lambda x: torch.cat([self.vae.encode(part) for part in x.split(8)])
-        faces = Faces(sharp_pictures, spoilt, encode(sharp_pictures), [encode(one) for one in spoilt])
-        torch.save({"hq": faces.hq, "lq": faces.lq, "z_hq": faces.z_hq, "z_lq": faces.z_lq}, file)
-        log.info("%s: %d faces", folder, len(paths))
-        return faces
+    def rows(self, step: int, stage: int, share: float) -> tuple[Tensor, Tensor]:
+        """The picture numbers of a training step and their degraded latents: the same for every variant.
 
-    def rows(self, step: int, seed: int, share: float = 1.0) -> tuple[Tensor, int]:
-        """The picture numbers of a training step and which degraded version they come in: the same for every variant."""
-        generator = np.random.default_rng([self.budget.seed, seed, step])
-        count = max(1, round(share * len(self.train.hq)))
-        return torch.from_numpy(generator.integers(0, count, self.budget.batch)), int(generator.integers(VARIANTS))
+        A share means the first of the list; FFHQ's numbering follows no order of content.
+        """
+        generator = np.random.default_rng([self.budget.seed, stage, step])
+        count = max(1, round(share * len(self.train)))
+        rows = torch.from_numpy(generator.integers(0, count, self.budget.batch))
+        return rows, self.train.z_lq[int(generator.integers(self.budget.versions))][rows]
 
-    def optimise(self, parameters: Sequence[nn.Parameter], steps: int, loss: Callable[[int], Tensor]) -> float:
-        """AdamW with warm-up and cosine; returns CPU seconds."""
-        optimizer = torch.optim.AdamW(parameters, lr=self.budget.lr, weight_decay=1e-4, betas=(0.9, 0.99))
-        started = time.process_time()
+    def optimise(
+        self, network: nn.Module, steps: int, loss: Callable[[int], Tensor], watch: Stopwatch, peak: float | None = None
+    ) -> float:
+        """Muon with warm-up and a cosine over whatever of the network learns; returns the watch's CPU seconds."""
+        peak = self.budget.lr if peak is None else peak
+        optimizer = optimizers.make("muon", network, peak, 1e-4)
+        learning = [p for p in network.parameters() if p.requires_grad]
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = self.rate(step, steps)
+                group["lr"] = rate(step, steps, peak)
             optimizer.zero_grad(set_to_none=True)
             loss(step).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
-        return time.process_time() - started
+        return watch.seconds()
 
-    def rate(self, step: int, steps: int) -> float:
-        return self.budget.lr * min(1.0, (step + 1) / 20) * (0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * step / steps))))
-
-    def picture_loss(self, z: Tensor, rows: Tensor, setup: Setup) -> Tensor:
+    def picture_loss(self, z: Tensor, rows: Tensor, pixel: float, identity: float) -> Tensor:
         """Pixel and identity terms of the first ``decoded`` rows."""
-        few = self.budget.decoded
-        if setup.pixel == 0 and setup.identity == 0:
+        if pixel == 0 and identity == 0:
             return z.new_zeros(())
-        pictures, target = self.vae.network.decoder(z[:few]), self.train.hq[rows[:few]]  # type: ignore[operator]
-        total = z.new_zeros(())
-        if setup.pixel > 0:
-            total = total + setup.pixel * (losses.pixel(pictures, target) + losses.gradient(pictures, target))
-        if setup.identity > 0:
-            total = total + setup.identity * losses.identity(pictures, target, self.embed)
+        few = self.budget.decoded
+        with amp():
+            pictures = self.vae.network.decoder(z[:few]).float()
+        target, total = floats(self.train.hq[rows[:few]]), z.new_zeros(())
+        if pixel > 0:
+            total = total + pixel * (losses.pixel(pictures, target) + losses.gradient(pictures, target))
+        if identity > 0:
+            total = total + identity * losses.identity(pictures, target, self.embed)
         return total
 
-    def codebook(self, top_k: int = 1) -> AdapterNet:
+    def pretrained(self) -> PriorNet:
+        """The prior that knows clean faces: it takes Gaussian noise of unknown strength off their latents."""
+        file = self.cache / "pretrained.pt"
+        torch.manual_seed(self.budget.seed)
+        network = PriorNet(**PRIOR).to(memory_format=torch.channels_last)
+        if file.is_file():
+            network.load_state_dict(torch.load(file, weights_only=True))
+            return network.eval().requires_grad_(False)
+
+        def loss(step: int) -> Tensor:
+            generator = torch.Generator().manual_seed(step)
+            z = self.portraits[torch.randint(len(self.portraits), (self.budget.batch,), generator=generator)]
+            strength = torch.empty(len(z), 1, 1, 1).uniform_(*NOISE, generator=generator)
+            with amp():
+                restored = network(z + strength * torch.randn(z.shape, generator=generator))
+            return losses.latent(restored.float(), z)
+
+        seconds = self.optimise(network, self.budget.pretraining, loss, Stopwatch())
+        log.info("pretrained prior: %.0f s", seconds)
+        torch.save(network.state_dict(), file)
+        return network.eval().requires_grad_(False)
+
+    def codebook(self, setup: AdapterSetup, watch: Stopwatch) -> AdapterNet:
         """Stage 1 on clean latents."""
         torch.manual_seed(self.budget.seed)
-        network = AdapterNet(**ADAPTER, top_k=top_k)  # type: ignore[arg-type]
+        network = AdapterNet(**ADAPTER, top_k=setup.top_k).to(memory_format=torch.channels_last)
         network.codebook.requires_grad_(False)
         learner = CodebookLearner(network.codebook, torch.Generator().manual_seed(0))
+        restart = (0, self.budget.codebook // 3)
 
         def loss(step: int) -> Tensor:
-            z = self.train.z_hq[self.rows(step, 1)[0]]
-            if step in (0, self.budget.codebook // 3):
-                with torch.no_grad():
-                    learner.start(network.extractor(self.train.z_hq[:64]).code)
-            out = network(z, z.new_zeros(len(z), 1, 1, 1))
-            learner.update(out.features.code, out.match.indices, out.match.distance)
-            return losses.latent(out.latents, z) + 0.25 * losses.commitment(out.features.code, out.match.quantised)
+            z = self.train.z_hq[self.rows(step, 1, setup.share)[0]]
+            with amp():
+                if step in restart:
+                    with torch.no_grad():
+                        learner.start(network.extractor(self.train.z_hq[:64]).code)
+                out = network(z, z.new_zeros(len(z), 1, 1, 1))
+            code = out.features.code.float()
+            learner.update(code, out.match.indices, out.match.distance)
+            return losses.latent(out.latents.float(), z) + 0.25 * losses.commitment(code, out.match.quantised.float())
 
-        self.optimise([p for p in network.parameters() if p.requires_grad], self.budget.codebook, loss)
+        self.optimise(network, self.budget.codebook, loss, watch)
         return network
 
-    def adapter(self, name: str) -> tuple[AdapterNet, list[tuple[float, float]]]:
-        """Stage 2 (``base``, ``topk``), from the cache when it is there; with the alignment error against CPU seconds."""
-        file = self.cache / f"adapter_{name}.pt"
-        top_k = 4 if name == "topk" else 1
-        if file.is_file():
-            network = AdapterNet(**ADAPTER, top_k=top_k)  # type: ignore[arg-type]
-            state = torch.load(file, weights_only=True)
-            network.load_state_dict(state["network"])
-            return network.eval().requires_grad_(False), [(a, b) for a, b in state["curve"]]
-        teacher = self.codebook(top_k)
-        network = copy.deepcopy(teacher)
-        network.codebook.requires_grad_(False)
-        curve: list[tuple[float, float]] = []
+    def adapter(self, name: str) -> AdapterNet:
+        """Stages 1 and 2; from the cache when they are there, frozen."""
+        setup, file = ADAPTERS[name], self.cache / f"adapter_{name}.pt"
+        network = AdapterNet(**ADAPTER, top_k=setup.top_k).to(memory_format=torch.channels_last)
+        if not file.is_file():
+            learnt, curve = self.train_adapter(setup)
+            (self.cache / f"adapter_{name}.json").write_text(json.dumps({"curve": curve}))
+            torch.save(learnt.state_dict(), file)
+            log.info("adapter %s: %.0f s, alignment error %.4f", name, *curve[-1])
+        network.load_state_dict(torch.load(file, weights_only=True))
+        return network.eval().requires_grad_(False)
+
+    def train_adapter(self, setup: AdapterSetup) -> tuple[AdapterNet, Curve]:
+        """The seconds of the curve start with the codebook stage."""
         watch = Stopwatch()
+        teacher = self.codebook(setup, watch)
+        network, book = copy.deepcopy(teacher), teacher.codebook
+        network.codebook.requires_grad_(False)
+        curve: Curve = []
+
+        def error() -> None:
+            with watch.paused(), torch.no_grad(), amp():
+                aligned = torch.cat([self.align(network, part, FIDELITY) for part in self.val.z_lq[0].split(8)])
+                curve.append((watch.seconds(), self.alignment_error(aligned)))
 
         def loss(step: int) -> Tensor:
-            rows, version = self.rows(step, 2)
-            z_hq, z_lq = self.train.z_hq[rows], self.train.z_lq[version][rows]
-            with torch.no_grad():
-                anchors = teacher.codebook(teacher.extractor(z_hq).code)
-            fidelity = torch.from_numpy(np.random.default_rng([3, step]).random((len(rows), 1, 1, 1), dtype=np.float32))
-            out = network(z_lq, fidelity)
-            book = network.codebook
-            value = losses.latent(out.latents, z_hq) + 0.25 * losses.commitment(out.features.code, anchors.quantised)
-            value = value + 0.05 * losses.code(out.features.code, book.codes.weight, book.spread, anchors.indices)
+            rows, z_lq = self.rows(step, 2, setup.share)
+            z_hq = self.train.z_hq[rows]
+            draw = np.random.default_rng([3, step]).random((2, len(rows), 1, 1, 1), dtype=np.float32)
+            fidelity = torch.from_numpy(np.where(draw[0] < 0.5, np.float32(FIDELITY), draw[1]))
             if step % 20 == 0:
-                with watch.paused():
-                    curve.append(
-                        (watch.seconds(), self.alignment_error(lambda z: network(z, torch.ones(len(z), 1, 1, 1)).latents))
-                    )
-            return value + self.picture_loss(out.latents, rows, Setup("adapter"))
+                error()
+            with amp():
+                with torch.no_grad():
+                    anchors = book(teacher.extractor(z_hq).code)
+                out = network(z_lq, fidelity)
+            code, z = out.features.code.float(), out.latents.float()
+            value = losses.latent(z, z_hq) + 0.25 * losses.commitment(code, anchors.quantised.float())
+            value = value + 0.05 * losses.code(code, book.codes.weight, book.spread, anchors.indices)
+            return value + (self.picture_loss(z, rows, Setup.pixel, Setup.identity) if setup.pictures else 0)
 
-        self.optimise([p for p in network.parameters() if p.requires_grad], self.budget.adapter, loss)
-        curve.append((watch.seconds(), self.alignment_error(lambda z: network(z, torch.ones(len(z), 1, 1, 1)).latents)))
-        torch.save({"network": network.state_dict(), "curve": curve}, file)
-        return network.eval().requires_grad_(False), curve
+        self.optimise(network, self.budget.adapter, loss, watch)
+        error()
+        return network, curve
 
-    @torch.no_grad()
-    def alignment_error(self, align: Callable[[Tensor], Tensor]) -> float:
+    def alignment_error(self, aligned: Tensor) -> float:
         """Mean L1 between aligned and clean latents of the validation faces."""
-        return float((align(self.val.z_lq[0]) - self.val.z_hq).abs().mean())
+        return float((aligned.float() - self.val.z_hq).abs().mean())
 
-    def encoder(self) -> list[tuple[float, float]]:
-        """The alternative to an adapter: fine-tune the encoder itself on the same pairs. Alignment error against CPU
-        seconds.
+    def encoder(self) -> None:
+        """The alternative to an adapter: fine-tune the encoder itself on the same pairs, latent term only. Its curve goes to
+        ``encoder.json``.
         """
         file = self.cache / "encoder.json"
         if file.is_file():
-            return [(a, b) for a, b in json.loads(file.read_text())]
-        encoder = copy.deepcopy(self.vae.network.encoder).train().requires_grad_(True)  # type: ignore[union-attr, operator]
-        curve: list[tuple[float, float]] = []
+            return
+        encoder = copy.deepcopy(self.vae.network.encoder).train().requires_grad_(True)
+        curve: Curve = []
         watch = Stopwatch()
 
-        def error() -> float:
-            with torch.no_grad():
-                z = torch.cat([encoder(part) for part in self.val.lq[0].split(8)])
-            return float((z - self.val.z_hq).abs().mean())
+        def error() -> None:
+            with watch.paused(), torch.no_grad(), amp():
+                z = torch.cat([encoder(floats(part)) for part in self.val.lq[0].split(8)])
+                curve.append((watch.seconds(), self.alignment_error(z)))
 
         def loss(step: int) -> Tensor:
-            rows, version = self.rows(step, 2)
-            z = encoder(self.train.lq[version][rows])
+            generator = np.random.default_rng([self.budget.seed, 2, step])  # the draws of rows(), for pictures
+            rows = torch.from_numpy(generator.integers(0, len(self.train), self.budget.batch))
+            pictures = floats(self.train.lq[int(generator.integers(self.budget.versions))][rows])
             if step % 10 == 0:
-                with watch.paused():
-                    curve.append((watch.seconds(), error()))
-            return losses.latent(z, self.train.z_hq[rows]) + self.picture_loss(z, rows, Setup("encoder"))
+                error()
+            with amp():
+                z = encoder(pictures)
+            return losses.latent(z.float(), self.train.z_hq[rows])
 
-        # Half of the adapter's steps: each costs several times as much.
-        self.optimise(list(encoder.parameters()), self.budget.adapter // 2, loss)
-        curve.append((watch.seconds(), error()))
-        file.write_text(json.dumps(curve))
-        return curve
+        self.optimise(encoder, self.budget.encoder, loss, watch, self.budget.encoder_lr)
+        error()
+        file.write_text(json.dumps({"curve": curve}))
+        log.info("encoder: %.0f s, alignment error %.4f", *curve[-1])
+
+    def costs(self) -> None:
+        """Peak bytes of one training step of adapter and encoder, CPU seconds of encoding one batch: ``costs.json``."""
+        file = self.cache / "costs.json"
+        if file.is_file():
+            return
+        pictures, z = self.train.lq[0][: self.budget.batch], self.train.z_lq[0][: self.budget.batch]
+        adapter = AdapterNet(**ADAPTER).to(memory_format=torch.channels_last)
+        encoder = copy.deepcopy(self.vae.network.encoder).train().requires_grad_(True)
+
+        def step(network: nn.Module, forward: Callable[[], Tensor]) -> int:
+            optimizer = optimizers.make("muon", network, self.budget.lr, 1e-4)
+
+            def run() -> None:
+                with amp():
+                    out = forward()
+                losses.latent(out.float(), z).backward()
+                optimizer.step()
+
+            return peak_bytes(run)
+
+        watch = Stopwatch()
+        for _ in range(5):
+            encode(self.vae, pictures)
+        seconds = watch.seconds() / 5
+        costs = {
+            "adapter_bytes": step(adapter, lambda: self.align(adapter, z, FIDELITY)),
+            "encoder_bytes": step(encoder, lambda: encoder(floats(pictures))),
+            "encoding_seconds": seconds,
+        }
+        file.write_text(json.dumps(costs))
 
     def prior(self, setup: Setup) -> dict[str, list[float]]:
-        """Stage 3: train the prior as ``setup`` says and measure it; cached by name."""
+        """Stage 3: adapt the prior as ``setup`` says and measure it; cached by name."""
         file = self.cache / f"prior_{setup.name}.json"
         if file.is_file():
             return dict(json.loads(file.read_text()))
-        adapter = self.adapter(setup.adapter)[0] if setup.adapter else None
-        torch.manual_seed(self.budget.seed)
-        network = PriorNet(**PRIOR)  # type: ignore[arg-type]
+        adapter = self.adapter(setup.adapter) if setup.adapter else None
+        share = ADAPTERS[setup.adapter].share if setup.adapter else 1.0
+        network = self.lora(setup.whole)
+        steps = self.steps(setup)
 
         def loss(step: int) -> Tensor:
-            rows, version = self.rows(step, 4, setup.share)
-            z_hq, z = self.train.z_hq[rows], self.align(adapter, self.train.z_lq[version][rows], 0.5)
-            restored = network(z)
-            return setup.latent * losses.latent(restored, z_hq) + self.picture_loss(restored, rows, setup)
+            rows, z_lq = self.rows(step, 4, share)
+            with amp():
+                with torch.no_grad():
+                    z = self.align(adapter, z_lq, FIDELITY)
+                restored = network(z)
+            z_hq, restored = self.train.z_hq[rows], restored.float()
+            return setup.latent * losses.latent(restored, z_hq) + self.picture_loss(restored, rows, setup.pixel, setup.identity)
 
-        seconds = self.optimise(list(network.parameters()), self.budget.prior + setup.longer, loss)
-        network.eval().requires_grad_(False)
+        seconds = self.optimise(network, steps, loss, Stopwatch())
+        network.eval()
         torch.save(network.state_dict(), self.cache / f"prior_{setup.name}.pt")
-        result = self.measure(adapter, network, 0.5)
-        result["seconds"] = [seconds]
+        result = self.measure(lambda z: network(self.align(adapter, z, FIDELITY)))
+        learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        result |= {"seconds": [seconds], "steps": [float(steps)], "learning": [float(learning)]}
         file.write_text(json.dumps(result))
-        log.info("%s: %s", setup.name, {m: round(float(np.mean(result[m])), 4) for m in METRICS})
+        means = {m: round(float(np.mean(result[m])), 4) for m in METRICS}
+        log.info("%s: %d steps, %.0f s, %d weights, %s", setup.name, steps, seconds, learning, means)
         return result
 
-    def fidelity(self, value: float) -> dict[str, list[float]]:
-        """The base prior at another fidelity; cached."""
-        file = self.cache / f"fidelity_{value}.json"
-        if not file.is_file():
-            network = PriorNet(**PRIOR)  # type: ignore[arg-type]
-            network.load_state_dict(torch.load(self.cache / "prior_base.pt", weights_only=True))
-            file.write_text(json.dumps(self.measure(self.adapter("base")[0], network.eval(), value)))
-        return dict(json.loads(file.read_text()))
+    def lora(self, whole: bool) -> nn.Module:
+        """The pretrained prior with a fresh LoRA on its convolutions and attention, or with all its weights learning."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        network = self.pretrained()
+        if whole:
+            return network.requires_grad_(True)
+        torch.manual_seed(self.budget.seed)
+        targets = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, init_lora_weights="gaussian")
+        return inject_adapter_in_model(config, network)
+
+    def steps(self, setup: Setup) -> int:
+        """The budget's, or what fills the time of all the base variant's stages at the pace of its last."""
+        if not setup.equal_time:
+            return self.budget.prior
+        curve = json.loads((self.cache / "adapter_base.json").read_text())["curve"]
+        seconds = json.loads((self.cache / "prior_base.json").read_text())["seconds"][0]
+        return round(self.budget.prior * (curve[-1][0] + seconds) / seconds)
+
+    def references(self) -> None:
+        """What needs no training: the input through the autoencoder, the adapter alone, the frozen prior without LoRA, and the
+        base variant at other fidelities.
+        """
+        adapter, frozen = self.adapter("base"), self.pretrained()
+        network = self.lora(whole=False)
+        network.load_state_dict(torch.load(self.cache / "prior_base.pt", weights_only=True))
+        network.eval()
+        runs: dict[str, Callable[[Tensor], Tensor]] = {
+            "input": lambda z: z,
+            "adapter_alone": lambda z: self.align(adapter, z, FIDELITY),
+            "frozen": frozen,
+            "frozen_adapter": lambda z: frozen(self.align(adapter, z, FIDELITY)),
+        }
+        for value in FIDELITIES:
+            runs[f"fidelity_{value:g}"] = lambda z, value=value: network(self.align(adapter, z, value))  # type: ignore[misc]
+        for name, run in runs.items():
+            file = self.cache / f"{name}.json"
+            if not file.is_file():
+                file.write_text(json.dumps(self.measure(run)))
 
     @staticmethod
-    @torch.no_grad()
     def align(adapter: AdapterNet | None, z: Tensor, fidelity: float) -> Tensor:
         return z if adapter is None else adapter(z, torch.full((len(z), 1, 1, 1), fidelity)).latents
 
     @torch.no_grad()
-    def measure(
-        self, adapter: AdapterNet | None, network: Callable[[Tensor], Tensor], fidelity: float
-    ) -> dict[str, list[float]]:
+    def measure(self, restore: Callable[[Tensor], Tensor]) -> dict[str, list[float]]:
         """PSNR, SSIM and dlib identity of every validation face."""
-        z = self.val.z_lq[0]
-        pictures = torch.cat([self.vae.decode(network(self.align(adapter, part, fidelity))) for part in z.split(8)])
+        pictures = torch.cat([self.vae.decode(restore(part)) for part in self.val.z_lq[0].split(8)])
         return {
-            "psnr": psnr(pictures, self.val.hq).tolist(),
-            "ssim": ssim(pictures, self.val.hq).tolist(),
+            "psnr": psnr(pictures, self.originals).tolist(),
+            "ssim": ssim(pictures, self.originals).tolist(),
             "identity": self.judge(pictures).tolist(),
         }
 
 
-class Stopwatch:
-    """CPU seconds since it was made, without what was spent in :meth:`paused`."""
-
-    def __init__(self) -> None:
-        self.started, self.lost = time.process_time(), 0.0
-
-    def seconds(self) -> float:
-        return time.process_time() - self.started - self.lost
-
-    def paused(self) -> Any:
-        import contextlib
-
-        @contextlib.contextmanager
-        def pause() -> Any:
-            begun = time.process_time()
-            yield
-            self.lost += time.process_time() - begun
-
-        return pause()
-
-
-class DlibIdentity:
-    """Identity by dlib's face network, which nothing here is trained against. 1 = the same descriptor.
-
-    dlib's descriptors of any two faces lie close together, so the mean descriptor of the clean validation faces is taken off
-    before the cosine: 0 is then "as alike as two strangers".
-    """
-
-    def __init__(self, originals: Tensor) -> None:
-        import dlib
-        import face_recognition_models
-
-        self.network = dlib.face_recognition_model_v1(face_recognition_models.face_recognition_model_location())
-        raw = self.describe(originals)
-        self.mean = raw.mean(0)
-        self.originals = raw - self.mean
-
-    def describe(self, pictures: Tensor) -> NDArray[np.float64]:
-        """(N, 3, 256, 256) -> (N, 128). The middle of the FFHQ crop is about dlib's own chip: eyes at 30 % and 70 %."""
-        rows = []
-        for picture in pictures:
-            pixels = (picture.permute(1, 2, 0).numpy() * 255 + 0.5).clip(0, 255).astype(np.uint8)
-            chip = Image.fromarray(pixels[52:224, 42:214]).resize((150, 150), Image.Resampling.BICUBIC)
-            rows.append(np.asarray(self.network.compute_face_descriptor(np.asarray(chip))))
-        return np.stack(rows)
-
-    def __call__(self, pictures: Tensor) -> NDArray[np.float64]:
-        a, b = self.describe(pictures) - self.mean, self.originals
-        return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-
-
-def interval(values: NDArray[np.float64], seed: int = 0, draws: int = 4000) -> tuple[float, float, float]:
-    """Mean and 95 % percentile bootstrap interval."""
-    generator = np.random.default_rng(seed)
-    means = values[generator.integers(0, len(values), (draws, len(values)))].mean(1)
-    return float(values.mean()), float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
-
-
-def relative(a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = 4000) -> tuple[float, float, float]:
-    """Relative gain of mean(a) over mean(b) in per cent with its 95 % interval, the same faces drawn for both."""
-    x, y = np.asarray(a), np.asarray(b)
-    rows = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
-    gains = 100 * (x[rows].mean(1) / y[rows].mean(1) - 1)
-    return float(100 * (x.mean() / y.mean() - 1)), float(np.percentile(gains, 2.5)), float(np.percentile(gains, 97.5))
-
-
-def training_bytes(network: nn.Module, run: Callable[[], Tensor]) -> int:
-    """Bytes one training step holds: tensors saved for the backward pass, gradients and Adam's two moments."""
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        run().sum().backward()
-    learning = sum(p.numel() * 4 for p in network.parameters() if p.requires_grad)
-    return sum(saved.values()) + 3 * learning
-
-
-def time_to(curve: Sequence[tuple[float, float]], error: float) -> float | None:
-    """CPU seconds until the curve first reaches ``error``, or None."""
-    return next((seconds for seconds, value in curve if value <= error), None)
-
-
-SETUPS = (
-    Setup("base"),
-    Setup("no_adapter", adapter=None),
-    Setup("third", share=210 / 630),
-    Setup("tenth", share=70 / 630),
-    Setup("no_identity", identity=0.0),
-    Setup("no_pixel", pixel=0.0),
-    Setup("no_latent", latent=0.0),
-    Setup("topk", adapter="topk"),
-    Setup("no_adapter_longer", adapter=None, longer=Budget.adapter + Budget.codebook),
-)
-FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+def rate(step: int, steps: int, peak: float) -> float:
+    """Linear over 20 steps, then a cosine down to 2 %."""
+    return peak * min(1.0, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and val/ of 256 px FFHQ faces")
-    parser.add_argument("--vae", type=Path, help="a LAFR vae file; default: the starter's")
+    parser.add_argument("--portraits", type=Path, required=True, help="folder with faces.csv: clean faces for the prior")
+    parser.add_argument("--vae", type=Path, required=True, help="a LAFR vae file")
     parser.add_argument("--identity", type=Path, required=True, help="folder with mobilefacenet_foamliu.pt (the training loss)")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies all step counts")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start nothing new after so long; run again to go on")
     parser.add_argument("--report-only", action="store_true", help="write the report from what the cache holds already")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
     base = Budget()
-    budget = replace(base, **{k: max(1, round(getattr(base, k) * args.scale)) for k in ("codebook", "adapter", "prior")})
-    vae = open_vae(args.vae)
-    assert isinstance(vae, StarterVae), "claims.py works with a LAFR vae file"
+    stages = ("pretraining", "codebook", "adapter", "encoder", "prior")
+    budget = replace(base, **{k: max(1, round(getattr(base, k) * args.scale)) for k in stages})
     if not args.report_only:
-        embed = TemplateEmbedder(load_mobilefacenet(args.identity), signed=False)
-        bench = Bench(args.data, vae, embed, args.cache, budget)
-        for number, setup in enumerate(SETUPS):
-            bench.prior(setup)
-            if number == 1:
-                memory = {
-                    "adapter": training_bytes_of_adapter(bench),
-                    "encoder": training_bytes_of_encoder(bench),
-                }
-                (args.cache / "memory.json").write_text(json.dumps(memory))
-                bench.encoder()
-                for value in FIDELITIES:
-                    bench.fidelity(value)
-    digest = hashlib.sha256(args.vae.read_bytes()).hexdigest()[:12] if args.vae else "starter"
+        run(args, budget)
     from benchmarks.claims_report import write_report
 
-    write_report(args.cache, args.out, budget, digest)
+    write_report(args.cache, args.out, budget, hashlib.sha256(args.vae.read_bytes()).hexdigest()[:12])
 
 
-def training_bytes_of_adapter(bench: Bench) -> int:
-    network = AdapterNet(**ADAPTER)  # type: ignore[arg-type]
-    z = bench.train.z_lq[0][: bench.budget.batch]
-    return training_bytes(network, lambda: network(z, torch.ones(len(z), 1, 1, 1)).latents)
-
-
-def training_bytes_of_encoder(bench: Bench) -> int:
-    encoder = copy.deepcopy(bench.vae.network.encoder).train().requires_grad_(True)  # type: ignore[union-attr, operator]
-    return training_bytes(encoder, lambda: encoder(bench.train.lq[0][: bench.budget.batch]))
+def run(args: argparse.Namespace, budget: Budget) -> None:
+    """All that the cache lacks, the main comparisons first, until the time is up."""
+    started = time.monotonic()
+    vae = open_vae(args.vae)
+    if not isinstance(vae, StarterVae):
+        raise SystemExit(f"{args.vae}: expected a LAFR vae file; claims.py needs its encoder and decoder as networks")
+    vae.network.to(memory_format=torch.channels_last)
+    settings = asdict(budget) | {"adapter_net": ADAPTER, "prior_net": {**PRIOR, "widths": list(PRIOR["widths"])}}
+    note = args.cache / "budget.json"
+    if note.is_file() and json.loads(note.read_text()) != settings:
+        raise SystemExit(f"{args.cache} holds results of another budget; give an empty folder")
+    embed = TemplateEmbedder(load_mobilefacenet(args.identity), signed=False)
+    bench = Bench(args.data, args.portraits, vae, embed, args.cache, budget)
+    note.write_text(json.dumps(settings))
+    jobs: list[Callable[[], object]] = [lambda setup=setup: bench.prior(setup) for setup in SETUPS]  # type: ignore[misc]
+    jobs[3:3] = [lambda: bench.adapter("latent_only"), bench.encoder, bench.costs, bench.references]
+    for job in jobs:
+        if time.monotonic() - started > 60 * args.minutes:
+            log.info("time is up; run the same command again to go on")
+            return
+        job()
 
 
 if __name__ == "__main__":

@@ -243,17 +243,14 @@ def groups(faces: dict[str, list[tuple[Case, dict[str, dict[str, float]]]]]) -> 
     return "\n".join(lines) + "\n"
 
 
-def sheet(rows: list[dict[str, tuple[Tensor, Tensor]]], originals: list[Tensor], path: Path, side: int) -> None:
-    """One line a face: input, adapter only, full pipeline, original."""
-    names = ("LQ input", "adapter only", "full pipeline")
-    lines = []
-    for pictures, sharp in zip(rows, originals, strict=True):
-        tiles = [to_pixels(pictures[name][0]) for name in names] + [to_pixels(sharp)]
-        lines.append(np.concatenate(tiles, axis=1))
-    image = Image.fromarray(np.concatenate(lines, axis=0))
-    if side != 512:
-        image = image.resize((image.width * side // 512, image.height * side // 512), Image.Resampling.LANCZOS)
-    image.save(path)
+def sheet(pictures: list[tuple[Tensor, ...]], path: Path, crop: int, columns: int) -> None:
+    """Pictures of one face side by side (input, adapter only, full pipeline, original), their middle ``crop`` pixels at 100 %."""
+    edge = (512 - crop) // 2
+    middle = slice(edge, edge + crop)
+    strips = [np.concatenate([to_pixels(image)[middle, middle] for image in images], axis=1) for images in pictures]
+    strips += [np.full_like(strips[0], 255)] * (-len(strips) % columns)
+    rows = [np.concatenate(strips[i : i + columns], axis=1) for i in range(0, len(strips), columns)]
+    Image.fromarray(np.concatenate(rows, axis=0)).save(path, **({"quality": 82} if path.suffix == ".jpg" else {}))
 
 
 def optional(what: str, make: Callable[[], Any]) -> Any:
@@ -279,8 +276,9 @@ def main() -> None:
     parser.add_argument("--severity", choices=SEVERITIES, nargs="+", default=list(SEVERITIES))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--sheet-side", type=int, default=256)
-    parser.add_argument("--sheet-faces", type=int, default=20)
+    parser.add_argument("--sheet-crop", type=int, default=512, help="pixels shown of the middle of each face")
+    parser.add_argument("--sheet-columns", type=int, default=1)
+    parser.add_argument("--sheet-group", default="", help="only faces of groups that start so; portrait = the CC0 ones")
     args = parser.parse_args()
 
     vae, adapter, prior = open_vae(args.vae), open_adapter(args.adapter), open_prior(args.prior)
@@ -289,18 +287,18 @@ def main() -> None:
     landmarker = optional("landmark error", lambda: Landmarker(args.landmarks))
     data, faces = {}, {}
     for severity in args.severity:
-        rows, pictures, originals = [], [], []
+        rows, pictures = [], []
         for case in cases(args.data, severity, args.count):
             made = variants(case, vae, adapter, prior, settings)
             rows.append(measure(case, made, identity, landmarker))
             faces.setdefault(severity, []).append((case, rows[-1]))
-            if args.sheet and len(pictures) < args.sheet_faces:
-                pictures.append(made)
-                originals.append(case.sharp)
+            if args.sheet and case.group.startswith(args.sheet_group):
+                pictures.append((*(made[name][0] for name in ("LQ input", "adapter only", "full pipeline")), case.sharp))
         text, data[severity] = table(severity, rows)
         print(text, flush=True)
         if args.sheet:
-            sheet(pictures, originals, args.sheet.with_stem(f"{args.sheet.stem}_{severity}"), args.sheet_side)
+            file = args.sheet.with_stem(f"{args.sheet.stem}_{severity}")
+            sheet(pictures, file, args.sheet_crop, args.sheet_columns)
     print(gains(data))
     print(groups(faces))
     if args.json:

@@ -40,7 +40,7 @@ from train.faces import aligned_crop, load_pixels, read_split
 from train.losses import similarity
 from train.mobilefacenet import load_mobilefacenet
 from train.pairs import Pool
-from train.starter_vae import pixel_loss
+from train.starter_vae import edges, pixel_loss
 
 log = logging.getLogger("train.starter_restorer")
 FACTOR = 8
@@ -145,7 +145,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, adapter: AdapterNet, prior: PriorNet | None, fidelity: float) -> dict[str, float]:
-        """By severity: latent ratio of the adapter, PSNR and SSIM gains of the whole over the round trip of the input."""
+        """By severity: latent ratios, PSNR and SSIM gains over the input's round trip, edge energy as a share of the original's."""
         scores: dict[str, float] = {}
         w = torch.full((1, 1, 1, 1), fidelity)
         for severity, cases in self.cases.items():
@@ -155,7 +155,9 @@ class Validation:
                     z_lq, z_hq = self.vae.encoder(_channels_last(torch.cat([low, sharp]))).float().chunk(2)
                     z_al = adapter(z_lq, w).latents.float()
                     z = prior(z_al).float() if prior is not None else z_al
-                    trip, result = self.vae.decoder(_channels_last(torch.cat([z_lq, z]))).float().clamp(0, 1).chunk(2)
+                    trip, result, own = (
+                        self.vae.decoder(_channels_last(torch.cat([z_lq, z, z_hq]))).float().clamp(0, 1).chunk(3)
+                    )
                 result = match_color(result, low, 1.0)
                 rows.append(
                     [
@@ -163,9 +165,10 @@ class Validation:
                         F.l1_loss(z, z_hq).item() / F.l1_loss(z_lq, z_hq).item(),
                         float(psnr(result, sharp) - psnr(trip, sharp)),
                         float(ssim(result, sharp) - ssim(trip, sharp)),
+                        float(edges(result).square().mean() / edges(own).square().mean()),
                     ]
                 )
-            names = ("ratio_al", "ratio", "psnr", "ssim")
+            names = ("ratio_al", "ratio", "psnr", "ssim", "sharpness")
             scores |= {f"{severity}_{name}": round(float(v), 4) for name, v in zip(names, np.mean(rows, axis=0), strict=True)}
         return scores
 
@@ -209,7 +212,13 @@ def picture_losses(pairs: list[tuple[Tensor, Tensor]], teacher: nn.Module | None
     return terms  # type: ignore[return-value]
 
 
-WEIGHTS = {"align": 0.7, "latent": 0.5, "anchor": 0.05, "pixel": 2.0, "decibel": 0.2, "ssim": 0.5, "features": 0.1}
+WEIGHTS = {"align": 0.7, "latent": 0.7, "anchor": 0.05, "pixel": 2.0, "decibel": 0.2, "ssim": 0.5, "features": 0.1}
+
+
+def weighted(losses: dict[str, Tensor], args: argparse.Namespace) -> Tensor:
+    """The sum that is minimised."""
+    weights = WEIGHTS | {"identity": args.identity_weight}
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 
 def train_nets(args: argparse.Namespace) -> None:
@@ -230,7 +239,6 @@ def train_nets(args: argparse.Namespace) -> None:
     # A critic from the start of a prior run: what it asks for grows with it.
     critic = LatentCritic() if prior is not None and args.adversarial > 0 else None
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.0, 0.99)) if critic is not None else None
-    weights = WEIGHTS | {"adversary": args.adversarial, "matching": 2 * args.adversarial, "identity": args.identity_weight}
     first = 0
     state_file = args.out / f"{args.stage}_state.pt"
     if args.resume and state_file.is_file():
@@ -258,26 +266,34 @@ def train_nets(args: argparse.Namespace) -> None:
             with torch.set_grad_enabled(prior is None or args.both):
                 aligned = adapter(batch.z_lq, fidelity)
             z = aligned.latents if prior is None else prior(aligned.latents)
-            pictures = batch.decode(vae.decoder, z)
+            leaf = z.detach().float().requires_grad_()  # what is asked of the latents meets here
+            pictures = batch.decode(vae.decoder, leaf)
         losses = picture_losses(pictures, teacher)
-        if prior is not None:
-            losses["latent"] = relative(z.float(), batch.z_hq, batch.z_lq)
-        if aligned.latents.requires_grad:
-            losses["align"] = relative(aligned.latents.float(), batch.z_hq, batch.z_lq)
-            losses["anchor"] = F.mse_loss(aligned.features.code.float(), target.quantised.float())
+        losses["latent"] = relative(leaf, batch.z_hq, batch.z_lq)
+        wanted = torch.autograd.grad(weighted(losses, args), leaf)[0]
         if critic is not None:
-            losses["adversary"], losses["matching"] = restorer_losses(critic, z.float(), batch.z_hq)
-        loss = sum(weights[name] * value for name, value in losses.items())
-        if not bool(torch.isfinite(loss)):
-            bad = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+            # The critic's share is measured against everything else's pull, so that neither drowns the other.
+            losses["adversary"], losses["matching"] = restorer_losses(critic, leaf, batch.z_hq)
+            pull = torch.autograd.grad(losses["adversary"] + 2 * losses["matching"], leaf)[0]
+            ramp = min(1.0, 4 * done)
+            wanted = wanted + pull * (ramp * args.adversarial * wanted.norm() / pull.norm().clamp_min(1e-12))
+        roots, gradients = [z], [wanted.to(z.dtype)]
+        if prior is not None and args.both:
+            losses["align"] = relative(aligned.latents.float(), batch.z_hq, batch.z_lq)
+        if aligned.latents.requires_grad:
+            losses["anchor"] = F.mse_loss(aligned.features.code.float(), target.quantised.float())
+            roots.append(weighted({name: losses[name] for name in ("align", "anchor") if name in losses}, args))
+            gradients.append(torch.ones_like(roots[1]))
+        bad = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+        if bad:
             raise SystemExit(f"step {step}: loss term {bad} is not finite; the last checkpoint in {args.out} is good")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(roots, gradients)
         nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         optimizer.step()
         if critic is not None and critic_optimizer is not None:
             critic_optimizer.zero_grad(set_to_none=True)
-            losses["critic"] = critic_loss(critic, z.float(), batch.z_hq)
+            losses["critic"] = critic_loss(critic, leaf, batch.z_hq)
             losses["critic"].backward()
             critic_optimizer.step()
         average(slow, nets, min(args.ema, (step + 1 - first) / (step + 10 - first)))
@@ -349,7 +365,9 @@ def main() -> None:
     parser.add_argument("--fidelity", type=float, default=0.75, help="what ``share`` of the samples are trained at")
     parser.add_argument("--share", type=float, default=0.6)
     parser.add_argument("--identity-weight", type=float, default=0.15)
-    parser.add_argument("--adversarial", type=float, default=0.0, help="prior stage: weight of the latent critic")
+    parser.add_argument(
+        "--adversarial", type=float, default=0.0, help="prior stage: the latent critic's pull as a share of the rest"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()

@@ -244,7 +244,7 @@ def groups(faces: dict[str, list[tuple[Case, dict[str, dict[str, float]]]]]) -> 
 
 
 def sheet(pictures: list[tuple[Tensor, ...]], path: Path, crop: int, columns: int) -> None:
-    """Pictures of one face side by side (input, adapter only, full pipeline, original), their middle ``crop`` pixels at 100 %."""
+    """Each face's pictures side by side (input, adapter only, full pipeline, original), the middle ``crop`` pixels at 100 %."""
     edge = (512 - crop) // 2
     middle = slice(edge, edge + crop)
     strips = [np.concatenate([to_pixels(image)[middle, middle] for image in images], axis=1) for images in pictures]

@@ -145,7 +145,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, adapter: AdapterNet, prior: PriorNet | None, fidelity: float) -> dict[str, float]:
-        """By severity: latent ratios, PSNR and SSIM gains over the input's round trip, edge energy as a share of the original's."""
+        """By severity: latent ratios, PSNR and SSIM gains over the round trip of the input, edge energy by the original's."""
         scores: dict[str, float] = {}
         w = torch.full((1, 1, 1, 1), fidelity)
         for severity, cases in self.cases.items():

@@ -220,7 +220,7 @@ class Loss:
     code: float = 0.1
     """Cross-entropy of the degraded picture's codes against the clean picture's."""
     stay: float = 0.25
-    """Pull towards the input's latents, multiplied by fidelity."""
+    """Pull towards the input's latents, multiplied by fidelity: keeps mild faces (docs/training.md has the figures)."""
     pixel: float = 1.0
     gradient: float = 0.0
     """L1 of pixel differences: edges, without any network."""

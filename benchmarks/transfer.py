@@ -12,6 +12,7 @@ of a gain that is kept by the paired bootstrap.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -70,8 +71,8 @@ def measure(case: Case, side: Side, settings: RestoreSettings, z_hq: Tensor) -> 
     z_lq = side.vae.encode(case.low)
     z_al = side.adapter(z_lq, settings.fidelity).latents
     z = z_al if side.prior is None else side.prior(z_al)
-    trip = side.vae.decode(z_lq)
-    result = match_color(side.vae.decode(z), case.low, settings.color)
+    trip = side.vae.decode(z_lq).float()
+    result = match_color(side.vae.decode(z).float(), case.low, settings.color)
     return [
         float((z_lq - z_hq).abs().mean()), float((z_al - z_hq).abs().mean()),
         float(psnr(trip, case.sharp)), float(psnr(result, case.sharp)),
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--prior", type=Path)
     parser.add_argument("--fidelity", type=float, default=RestoreSettings().fidelity)
     parser.add_argument("--count", type=int, default=0, help="faces a severity; 0 = all")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: twice as fast on some CPUs")
     parser.add_argument("--severity", choices=SEVERITIES, nargs="+", default=list(SEVERITIES))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -194,7 +196,8 @@ def main() -> None:
     adapter, prior = open_adapter(args.adapter), open_prior(args.prior)
     name = args.vae.name if args.vae else vae.spec.tiny
     sides = [Side("starter", open_vae(), adapter, prior), Side(name, vae, adapter, prior)]
-    rows = measure_all(args.data, args.severity, args.count, sides, RestoreSettings(fidelity=args.fidelity))
+    with torch.autocast("cpu", torch.bfloat16) if args.bf16 else contextlib.nullcontext():
+        rows = measure_all(args.data, args.severity, args.count, sides, RestoreSettings(fidelity=args.fidelity))
     text, data = report(rows)
     print(f"{name} against the starter VAE at fidelity {args.fidelity:g}, bar: {BAR:.0%} of each gain kept\n\n{text}")
     if args.json:

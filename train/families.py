@@ -112,7 +112,7 @@ def windowed(photo: Photo, seed: list[int], versions: int, window: int, encode: 
     sharp, low = drawn(photo, generator, versions)
     corner = torch.from_numpy(generator.integers(0, (CROP_SIZE - window) // STRIDE + 1, 2))
     top, left = (int(v) * STRIDE for v in corner)
-    latents = encode(torch.cat([sharp[None], low])[..., top : top + window, left : left + window]).half()
+    latents = encode(torch.cat([sharp[None], low])[..., top : top + window, left : left + window]).half().contiguous()
     return {"z_hq": latents[0], "z_lq": latents[1:], "corner": corner}
 
 

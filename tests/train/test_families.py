@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +89,20 @@ def test_a_window_gets_its_part_of_the_position_table() -> None:
     assert torch.equal(part, torch.cat([whole[..., 0:8, 8:16], whole[..., 3:11, 0:8]]))
     z, w, corner = torch.randn(2, 4, 64, 64), torch.full((2, 1, 1, 1), 0.5), torch.zeros(2, 2, dtype=torch.int64)
     assert torch.equal(families.aligned_there(network, z, w, corner).latents, network(z, w).latents)
+
+
+def test_pairs_are_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        families, "drawn", lambda photo, generator, versions: (torch.rand(3, 512, 512), torch.rand(2, 3, 512, 512))
+    )
+    encode = lambda pixels: pixels[..., ::8, ::8].contiguous(memory_format=torch.channels_last)
+    photos = list(range(40))
+    made = families.make_pairs(photos, lambda: encode, tmp_path, count=32, versions=2, window=256, seed=3)  # type: ignore[arg-type]
+    assert made.z_hq.shape == (32, 3, 32, 32) and made.z_lq.shape == (32, 2, 3, 32, 32) and made.corner.shape == (32, 2)
+    assert made.corner.min() >= 0 and made.corner.max() <= 8 and len(made.corner.unique()) > 3
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0000.safetensors", "0030.safetensors"]
+    again = families.make_pairs(photos, pytest.fail, tmp_path, count=32, versions=2, window=256, seed=3)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
 
 
 def test_windows_are_cut_alike_from_all_versions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,8 @@ def train_nets(args: argparse.Namespace) -> None:
                 target = codebook.codebook(anchors(batch.z_hq).code)
             with torch.set_grad_enabled(prior is None or args.both):
                 aligned = adapter(batch.z_lq, fidelity)
-            z = aligned.latents if prior is None else prior(aligned.latents)
+            # The adapter has to stand alone, before any other prior, so this one's errors do not reach it.
+            z = aligned.latents if prior is None else prior(aligned.latents.detach())
             leaf = z.detach().float().requires_grad_()  # what is asked of the latents meets here
             pictures = batch.decode(vae.decoder, leaf)
         losses = picture_losses(pictures, teacher)

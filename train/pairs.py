@@ -25,6 +25,7 @@ from torch import Tensor
 from lafr_core import checkpoint
 from lafr_core.geometry import compose
 from lafr_core.networks.vae import StarterVaeNet
+from train import arguments
 from train.degrade import degrade
 from train.faces import Photo, aligned_crop, jitter, load_pixels, read_split
 
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("--versions", type=int, default=4)
     parser.add_argument("--limit", type=int, default=0, help="use this many photos of each round, evenly spaced; 0 = all")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = arguments.parse(parser)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.out.mkdir(parents=True, exist_ok=True)
     encode = tiny_encoder(args.tiny) if args.tiny else starter_encoder(args.vae)

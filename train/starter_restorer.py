@@ -32,7 +32,7 @@ from lafr_core.metrics import psnr, ssim
 from lafr_core.networks.adapter import AdapterNet
 from lafr_core.networks.prior import PriorNet
 from lafr_core.networks.vae import StarterVaeNet
-from train import optimizers
+from train import arguments, optimizers
 from train.adversary import LatentCritic, critic_loss, restorer_losses
 from train.codebook_learning import CodebookLearner
 from train.degrade import degrade
@@ -371,7 +371,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
+    args = arguments.parse(parser)
     args.out.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(args.out / "log.txt")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)

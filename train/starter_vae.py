@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from lafr_core import checkpoint
 from lafr_core.networks.vae import StarterVaeNet
-from train import optimizers
+from train import arguments, optimizers
 from train.degrade import degrade
 from train.faces import aligned_crop, load_pixels, read_split
 
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--degraded", type=int, default=400)
     parser.add_argument("--save-every", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = arguments.parse(parser)
     args.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
         level=logging.INFO,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lafr_core.crop import template_crops
+from lafr_core.errors import SettingsError
 from lafr_core.geometry import ARCFACE_TEMPLATE
 from lafr_core.metrics import ssim
-from train import adversary, optimizers, pairs, starter_restorer
+from train import adversary, arguments, optimizers, pairs, starter_restorer
 from train.faces import Photo
 from train.losses import similarity
 
@@ -192,3 +196,64 @@ def test_relative_error_counts_mild_and_severe_alike() -> None:
     target = torch.zeros(2, 1, 2, 2)
     before = torch.tensor([0.2, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
     assert float(starter_restorer.relative(before / 2, target, before)) == pytest.approx(0.5)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser()
+    made.add_argument("--rate", type=float, default=1.0)
+    made.add_argument("--save-every", type=int, required=True)
+    made.add_argument("--both", action="store_true")
+    made.add_argument("--kind", choices=("a", "b"), default="a")
+    return made
+
+
+def test_a_config_gives_options_and_the_command_line_wins(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("rate: 1e-3\nsave-every: 7\nboth: true\n")
+    got = arguments.parse(parser(), ["--config", str(file), "--save-every", "9"])
+    assert (got.rate, got.save_every, got.both, got.kind) == (1e-3, 9, True, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rat: 1", "'rat' is no option; did you mean 'rate'"),
+        ("both: 3", "both: expected true or false, got 3"),
+        ("save-every: x", "save-every: .*invalid literal.*write it as on the command line"),
+        ("kind: c", "kind: expected one of a, b, got 'c'"),
+    ],
+)
+def test_a_bad_config_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        arguments.parse(parser(), ["--config", str(file), "--save-every", "9"])
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "rest"),
+    [
+        ("train.starter_vae", "starter_vae", ["--data", "d", "--teacher", "t"]),
+        ("train.pairs", "starter_pairs", ["--data", "d"]),
+        ("train.starter_restorer", "starter_codebook", ["codebook", "--pairs", "p", "--data", "d"]),
+        ("train.starter_restorer", "starter_adapter", ["adapter", "--pairs", "p", "--data", "d"]),
+        ("train.starter_restorer", "starter_prior", ["prior", "--pairs", "p", "--data", "d"]),
+    ],
+)
+def test_the_committed_configs_fit_their_trainers(
+    module: str, config: str, rest: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parsed(Exception):
+        pass
+
+    real = arguments.parse
+
+    def stop(*given: Any) -> None:
+        real(*given)
+        raise Parsed
+
+    file = Path(__file__).parents[2] / "train" / "configs" / f"{config}.yaml"
+    monkeypatch.setattr(arguments, "parse", stop)
+    monkeypatch.setattr("sys.argv", [module, *rest, "--config", str(file)])
+    with pytest.raises(Parsed):
+        importlib.import_module(module).main()

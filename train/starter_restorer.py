@@ -261,8 +261,6 @@ def train_nets(args: argparse.Namespace) -> None:
         u = torch.rand((2, args.batch, 1, 1, 1), generator=generator)
         fidelity = torch.where(u[0] < args.share, torch.full_like(u[1], args.fidelity), u[1])
         with amp():
-            with torch.no_grad():
-                target = codebook.codebook(anchors(batch.z_hq).code)
             with torch.set_grad_enabled(prior is None or args.both):
                 aligned = adapter(batch.z_lq, fidelity)
             # The adapter has to stand alone, before any other prior, so this one's errors do not reach it.
@@ -274,7 +272,8 @@ def train_nets(args: argparse.Namespace) -> None:
         wanted = torch.autograd.grad(weighted(losses, args), leaf)[0]
         if critic is not None:
             # The critic's share is measured against everything else's pull, so that neither drowns the other.
-            losses["adversary"], losses["matching"] = restorer_losses(critic, leaf, batch.z_hq)
+            with amp():
+                losses["adversary"], losses["matching"] = restorer_losses(critic, leaf, batch.z_hq)
             pull = torch.autograd.grad(losses["adversary"] + 2 * losses["matching"], leaf)[0]
             ramp = min(1.0, 4 * done)
             wanted = wanted + pull * (ramp * args.adversarial * wanted.norm() / pull.norm().clamp_min(1e-12))
@@ -282,6 +281,8 @@ def train_nets(args: argparse.Namespace) -> None:
         if prior is not None and args.both:
             losses["align"] = relative(aligned.latents.float(), batch.z_hq, batch.z_lq)
         if aligned.latents.requires_grad:
+            with torch.no_grad(), amp():
+                target = codebook.codebook(anchors(batch.z_hq).code)
             losses["anchor"] = F.mse_loss(aligned.features.code.float(), target.quantised.float())
             roots.append(weighted({name: losses[name] for name in ("align", "anchor") if name in losses}, args))
             gradients.append(torch.ones_like(roots[1]))

@@ -7,7 +7,9 @@
 Encoding is dear (TAESD takes as long for one crop as training does for four), so few crops are encoded once, by the family's
 encoder and by the starter's. The second latents are for the start: what a Stable Diffusion adapter knows of faces stays true
 in any latent space, only its first and last layers speak its latents. These are fitted by least squares, then all layers
-learn together on latents alone. The donor learns to do with the smaller size first, from the many pairs of ``train.pairs``.
+learn together on latents and on what they show: latents alone come closer while colours drift, and decoding is dear, so a
+convolution fitted to decoded latents tells the mean colour of every cell. The donor learns to do with the smaller size first,
+from the many pairs of ``train.pairs``.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from lafr_core import checkpoint
 from lafr_core.geometry import CROP_SIZE
 from lafr_core.latents import FAMILIES, LatentSpec, family
 from lafr_core.networks.adapter import AdapterNet, AdapterOutput, Features
+from lafr_core.types import Vae
 from lafr_core.vaes import open_tiny
 from train import optimizers
 from train.codebook_learning import CodebookLearner
@@ -50,7 +53,11 @@ POSITION = "deep.1.position"
 """The extractor's table."""
 ANCHOR = 0.05
 """Weight of the distance between a degraded face's features and the sharp face's entries."""
+COLOUR = 0.2
+"""Weight of the logarithm of the mean squared error of the cells' colours: of their PSNR."""
 WARM_UP = 30
+DECODED = 12
+"""Photos that are decoded to fit the colours."""
 FITTED = 60
 """Photos that the least squares see: a quarter of a million cells."""
 
@@ -150,6 +157,16 @@ def grafted(spec: LatentSpec, donor: AdapterNet, pairs: Pairs, fidelity: float) 
     return network
 
 
+@torch.no_grad()
+def colours(vae: Vae, latents: Tensor) -> nn.Conv2d:
+    """A 3x3 convolution from latents to the mean colours (B, 3, h, w) of the decoded cells, fitted to ``latents``."""
+    layer = nn.Conv2d(latents.shape[1], 3, 3, padding=1)
+    with amp():
+        pictures = torch.cat([vae.decode(z[None]).float() for z in latents])
+    fit(layer, latents, F.avg_pool2d(pictures, 8))
+    return layer.requires_grad_(False)
+
+
 def aligned_there(network: AdapterNet, latents: Tensor, fidelity: Tensor, corner: Tensor) -> AdapterOutput:
     """``network(latents, fidelity)`` for windows at ``corner`` (B, 2): its attention is told where in the face they lie."""
     return functional_call(network, {f"extractor.{POSITION}": table(network, latents, corner)}, (latents, fidelity))
@@ -203,8 +220,8 @@ def fit(layer: nn.Conv2d, inputs: Tensor, targets: Tensor, ridge: float = 1e-3) 
 # --- training ---
 
 
-def train(network: AdapterNet, pairs: Pairs, args: argparse.Namespace) -> AdapterNet:
-    """``network`` trained in place on latents; returns its moving average."""
+def train(network: AdapterNet, pairs: Pairs, colour: nn.Module | None, args: argparse.Namespace) -> AdapterNet:
+    """``network`` trained in place on latents and, where given, :func:`colours`; returns its moving average."""
     generator = torch.Generator().manual_seed(args.seed)
     network.to(memory_format=torch.channels_last).train().requires_grad_(True)
     network.codebook.codes.requires_grad_(False)
@@ -214,7 +231,7 @@ def train(network: AdapterNet, pairs: Pairs, args: argparse.Namespace) -> Adapte
         learner.start(features(network, pairs.z_hq[some].float(), pairs.corner[some]).code)
     slow = copy.deepcopy(network).requires_grad_(False)
     optimizer = optimizers.make("muon", network, args.lr, weight_decay=1e-4)
-    started, totals = time.process_time(), np.zeros(2)
+    started, totals = time.process_time(), np.zeros(3)
     for step in range(args.steps):
         for group in optimizer.param_groups:
             group["lr"] = pace(step, args.steps, args.lr)
@@ -230,15 +247,18 @@ def train(network: AdapterNet, pairs: Pairs, args: argparse.Namespace) -> Adapte
         usage = learner.update(code, sharp.indices, sharp.distance)
         align = relative(aligned.latents.float(), z_hq, z_lq)
         anchor = F.mse_loss(aligned.features.code.float(), sharp.quantised.float())
+        shown = torch.zeros(())
+        if colour is not None:
+            shown = (colour(aligned.latents.float()) - colour(z_hq)).square().mean((1, 2, 3)).clamp_min(1e-5).log().mean()
         optimizer.zero_grad(set_to_none=True)
-        (align + ANCHOR * anchor).backward()
+        (align + ANCHOR * anchor + COLOUR * shown).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         average(slow, network, min(0.99, (step + 1) / (step + 10)))
-        totals += (align.item(), anchor.item())
+        totals += (align.item(), anchor.item(), shown.item())
         if (step + 1) % 50 == 0:
             used = (time.process_time() - started) / (step + 1)
-            log.info("step %d align %.4f anchor %.4f %s %.2f s/step", step + 1, *totals / 50, usage, used)
+            log.info("step %d align %.4f anchor %.4f colour %.3f %s %.2f s/step", step + 1, *totals / 50, usage, used)
             totals[:] = 0
     return slow.eval()
 
@@ -272,6 +292,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--starter", type=Path, default=Path("lafr_core/weights/vae.safetensors"))
     parser.add_argument("--donor", type=Path, default=Path("lafr_core/weights/adapter.safetensors"))
+    parser.add_argument("--init", type=Path, help="go on from this adapter of the family instead of a grafted one")
     parser.add_argument("--photos", type=int, default=120)
     parser.add_argument("--versions", type=int, default=3)
     parser.add_argument("--window", type=int, default=CROP_SIZE, help="pixels of each crop that are encoded, a multiple of 32")
@@ -299,9 +320,14 @@ def main() -> None:
         )  # fmt: skip
     if not args.steps:
         return
-    network = grafted(spec, checkpoint.open_network(args.donor, "adapter", AdapterNet), pairs, args.fidelity)
+    if args.init is not None:
+        network = checkpoint.open_network(args.init, "adapter", AdapterNet)
+    else:
+        network = grafted(spec, checkpoint.open_network(args.donor, "adapter", AdapterNet), pairs, args.fidelity)
     own = Pairs(pairs.z_hq[:, : spec.channels], pairs.z_lq[:, :, : spec.channels], pairs.corner)
-    slow = train(network, own, args)
+    some = own.z_hq[:: max(1, len(own.z_hq) // DECODED)].float()
+    colour = colours(open_tiny(args.tiny, spec.name), some) if args.tiny is not None else None
+    slow = train(network, own, colour, args)
     notes = {"licence": "MIT", "training": json.dumps({key: str(value) for key, value in vars(args).items()})}
     checkpoint.save(args.out / "adapter.safetensors", "adapter", slow, slow.config, notes)
 

@@ -115,6 +115,31 @@ def test_windows_are_cut_alike_from_all_versions(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(row["z_lq"], row["z_hq"].expand(2, 3, 32, 32))
 
 
+def test_colours_are_those_of_the_decoded_cells() -> None:
+    class Painter:
+        spec = family("sd")
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.interpolate(latents[:, 1:] * 0.5, scale_factor=8)
+
+    z = torch.randn(8, 4, 16, 16)
+    torch.testing.assert_close(families.colours(Painter(), z)(z), z[:, 1:] * 0.5, rtol=0, atol=0.02)  # type: ignore[arg-type]
+
+
+def test_the_colour_term_draws_the_colours_closer(donor: AdapterNet, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    colour = torch.nn.Conv2d(16, 3, 3, padding=1).requires_grad_(False)
+    own = Pairs(pairs.z_hq[:, :16], pairs.z_lq[:, :, :16], pairs.corner)
+    args = argparse.Namespace(steps=30, batch=4, lr=2e-3, fidelity=0.75, seed=0)
+    errors = []
+    for weight in (0.0, 5.0):
+        monkeypatch.setattr(families, "COLOUR", weight)
+        slow = families.train(families.grafted(family("flux"), donor, pairs, fidelity=0.75), own, colour, args)
+        with torch.no_grad():
+            z = slow(own.z_lq[:, 0], torch.full((6, 1, 1, 1), 0.75)).latents
+            errors.append((colour(z) - colour(own.z_hq)).square().mean())
+    assert errors[1] < errors[0]
+
+
 def test_pace() -> None:
     assert families.pace(0, 600, 1.0) == pytest.approx(1 / families.WARM_UP, rel=1e-3)
     assert families.pace(300, 600, 1.0) == pytest.approx(0.51)
@@ -128,10 +153,10 @@ def test_training_brings_the_latents_closer(donor: AdapterNet, pairs: Pairs) -> 
     z_lq, z_hq, w = own.z_lq[:, 0], own.z_hq, torch.full((6, 1, 1, 1), 0.75)
     with torch.no_grad():
         before = (network(z_lq, w).latents - z_hq).abs().mean()
-    slow = families.train(network, own, args)
+    slow = families.train(network, own, None, args)
     with torch.no_grad():
         after = (slow(z_lq, w).latents - z_hq).abs().mean()
     assert after < before
     assert not any(p.requires_grad for p in slow.parameters()) and not slow.training
-    again = families.train(families.grafted(family("flux"), donor, pairs, fidelity=0.75), own, args)
+    again = families.train(families.grafted(family("flux"), donor, pairs, fidelity=0.75), own, None, args)
     assert all(torch.equal(a, b) for a, b in zip(slow.state_dict().values(), again.state_dict().values(), strict=True))

@@ -34,7 +34,7 @@ from benchmarks.claims_measure import DlibIdentity, Stopwatch, peak_bytes
 from lafr_core.metrics import psnr, ssim
 from lafr_core.networks.adapter import AdapterNet
 from lafr_core.networks.prior import PriorNet
-from lafr_core.vaes import StarterVae, open_vae
+from lafr_core.vaes import _SD_VAE, StarterVae, open_vae
 from train import losses, optimizers
 from train.codebook_learning import CodebookLearner
 from train.losses import TemplateEmbedder
@@ -89,6 +89,8 @@ class AdapterSetup:
     top_k: int = 1
     pictures: bool = True
     """Whether decoded pixels count in its loss."""
+    start: str | None = None
+    """The adapter it goes on from, with the adapter stage once more, instead of a new codebook."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ ADAPTERS = {
         AdapterSetup("third", share=1 / 3),
         AdapterSetup("ninth", share=1 / 9),
         AdapterSetup("topk", top_k=4),
+        AdapterSetup("long", start="base"),
     )
 }
 SETUPS = (
@@ -126,6 +129,7 @@ SETUPS = (
     Setup("no_pixel", pixel=0.0),
     Setup("no_identity", identity=0.0),
     Setup("topk", adapter="topk"),
+    Setup("long", adapter="long"),
     Setup("no_adapter_whole", adapter=None, whole=True, equal_time=True),
 )
 
@@ -241,9 +245,10 @@ class Bench:
     def train_adapter(self, setup: AdapterSetup) -> tuple[AdapterNet, Curve]:
         """The seconds of the curve start with the codebook stage."""
         watch = Stopwatch()
-        teacher = self.codebook(setup, watch)
-        network, book = copy.deepcopy(teacher), teacher.codebook
+        teacher = self.codebook(setup, watch) if setup.start is None else self.adapter(setup.start)
+        network, book = copy.deepcopy(teacher).requires_grad_(True), teacher.codebook
         network.codebook.requires_grad_(False)
+        first = 0 if setup.start is None else self.budget.adapter  # going on means new draws
         curve: Curve = []
 
         def error() -> None:
@@ -252,9 +257,9 @@ class Bench:
                 curve.append((watch.seconds(), self.alignment_error(aligned)))
 
         def loss(step: int) -> Tensor:
-            rows, z_lq = self.rows(step, 2, setup.share)
+            rows, z_lq = self.rows(first + step, 2, setup.share)
             z_hq = self.train.z_hq[rows]
-            draw = np.random.default_rng([3, step]).random((2, len(rows), 1, 1, 1), dtype=np.float32)
+            draw = np.random.default_rng([3, first + step]).random((2, len(rows), 1, 1, 1), dtype=np.float32)
             fidelity = torch.from_numpy(np.where(draw[0] < 0.5, np.float32(FIDELITY), draw[1]))
             if step % 20 == 0:
                 error()
@@ -307,34 +312,40 @@ class Bench:
         log.info("encoder: %.0f s, alignment error %.4f", *curve[-1])
 
     def costs(self) -> None:
-        """Peak bytes of one training step of adapter and encoder, CPU seconds of encoding one batch: ``costs.json``."""
+        """CPU seconds and peak bytes of a forward and backward pass of two faces through the adapter, this VAE's encoder, the
+        pack's adapter and Stable Diffusion's encoder (real sizes, random weights); seconds of encoding a batch: ``costs.json``.
+        """
+        from diffusers import AutoencoderKL
+
         file = self.cache / "costs.json"
         if file.is_file():
             return
-        pictures, z = self.train.lq[0][: self.budget.batch], self.train.z_lq[0][: self.budget.batch]
+        pictures, z = self.train.lq[0][:2], self.train.z_lq[0][:2]
         adapter = AdapterNet(**ADAPTER).to(memory_format=torch.channels_last)
         encoder = copy.deepcopy(self.vae.network.encoder).train().requires_grad_(True)
+        default = AdapterNet().to(memory_format=torch.channels_last)
+        sd_encoder = AutoencoderKL(**_SD_VAE).encoder.to(memory_format=torch.channels_last)
+        passes: dict[str, Callable[[], Tensor]] = {
+            "adapter": lambda: self.align(adapter, z, FIDELITY),
+            "encoder": lambda: encoder(floats(pictures)),
+            "default": lambda: self.align(default, z, FIDELITY),
+            "sd_encoder": lambda: sd_encoder(floats(pictures)),
+        }
+        costs: dict[str, float] = {}
+        for name, forward in passes.items():
 
-        def step(network: nn.Module, forward: Callable[[], Tensor]) -> int:
-            optimizer = optimizers.make("muon", network, self.budget.lr, 1e-4)
-
-            def run() -> None:
+            def step(forward: Callable[[], Tensor] = forward) -> None:
                 with amp():
                     out = forward()
-                losses.latent(out.float(), z).backward()
-                optimizer.step()
+                out.float().abs().mean().backward()
 
-            return peak_bytes(run)
-
+            costs[f"{name}_bytes"] = peak_bytes(step)  # the first pass allocates the gradients
+            watch = Stopwatch()
+            step()
+            costs[f"{name}_seconds"] = watch.seconds()
         watch = Stopwatch()
-        for _ in range(5):
-            encode(self.vae, pictures)
-        seconds = watch.seconds() / 5
-        costs = {
-            "adapter_bytes": step(adapter, lambda: self.align(adapter, z, FIDELITY)),
-            "encoder_bytes": step(encoder, lambda: encoder(floats(pictures))),
-            "encoding_seconds": seconds,
-        }
+        encode(self.vae, self.train.lq[0][: self.budget.batch])
+        costs["encoding_seconds"] = watch.seconds()
         file.write_text(json.dumps(costs))
 
     def prior(self, setup: Setup) -> dict[str, list[float]]:
@@ -388,18 +399,14 @@ class Bench:
         return round(self.budget.prior * (curve[-1][0] + seconds) / seconds)
 
     def references(self) -> None:
-        """What needs no training: the input through the autoencoder, the adapter alone, the frozen prior without LoRA, and the
-        base variant at other fidelities.
-        """
-        adapter, frozen = self.adapter("base"), self.pretrained()
+        """What needs no training: the input through the autoencoder, the adapter alone, the base at other fidelities."""
+        adapter = self.adapter("base")
         network = self.lora(whole=False)
         network.load_state_dict(torch.load(self.cache / "prior_base.pt", weights_only=True))
         network.eval()
         runs: dict[str, Callable[[Tensor], Tensor]] = {
             "input": lambda z: z,
             "adapter_alone": lambda z: self.align(adapter, z, FIDELITY),
-            "frozen": frozen,
-            "frozen_adapter": lambda z: frozen(self.align(adapter, z, FIDELITY)),
         }
         for value in FIDELITIES:
             runs[f"fidelity_{value:g}"] = lambda z, value=value: network(self.align(adapter, z, value))  # type: ignore[misc]

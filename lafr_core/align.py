@@ -38,7 +38,11 @@ class Adapter:
         return Alignment(output.latents.to(latents.dtype), confidence)
 
 
-def open_adapter(path: Path | None = None, device: torch.device | str = "cpu") -> Adapter:
-    """The adapter file at ``path`` (None = the bundled one for SD 1.x/2.x latents), frozen, float32, on ``device``."""
-    network = checkpoint.open_network(bundled("adapter") if path is None else Path(path), "adapter", AdapterNet)
+def open_adapter(path: Path | None = None, device: torch.device | str = "cpu", *, latents: str = "sd") -> Adapter:
+    """The adapter file at ``path``, frozen, float32, on ``device``; None = the bundled one for the ``latents`` of that family.
+
+    Raises InputError for an unknown family, CheckpointError.
+    """
+    path = bundled("adapter", family(latents).name) if path is None else Path(path)
+    network = checkpoint.open_network(path, "adapter", AdapterNet)
     return Adapter(network.to(device), family(str(network.config["family"])))

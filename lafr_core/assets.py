@@ -94,11 +94,13 @@ ASSETS: dict[str, Asset] = {
 """File name -> what is known of it."""
 
 
-def bundled(kind: str) -> Path:
-    """Where the repository's own weights of ``kind`` (see ``checkpoint.KINDS``) belong; loaders say when they are missing."""
+def bundled(kind: str, family: str = "sd") -> Path:
+    """Where the repository's own weights of ``kind`` (see ``checkpoint.KINDS``) for latents of ``family`` belong; loaders say
+    when they are missing.
+    """
     if kind not in checkpoint.KINDS:
         raise CheckpointError(f"bundled weights: expected one of {', '.join(checkpoint.KINDS)}, got {kind!r}")
-    return Path(__file__).parent / "weights" / f"{kind}.safetensors"
+    return Path(__file__).parent / "weights" / (f"{kind}.safetensors" if family == "sd" else f"{kind}_{family}.safetensors")
 
 
 def cache_folder() -> Path:

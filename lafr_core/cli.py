@@ -29,7 +29,7 @@ from .processes import Processes, join
 from .report import Record
 from .settings import RestoreSettings, options
 from .sheet import Row, sheet
-from .starter import DEVICES, choose_device, open_parts
+from .starter import DEVICES, choose_device, open_parts, prior_note
 from .types import Box
 
 DETECTION = ("detector", "threshold", "min_face", "max_face", "sort", "top_k", "faces", "rotate", "detect_side", "small_faces")
@@ -175,7 +175,7 @@ def _run(command: str, args: argparse.Namespace, settings: RestoreSettings, open
 
 
 def _parts(args: argparse.Namespace, settings: RestoreSettings, device: torch.device) -> Parts:
-    return open_parts(
+    parts = open_parts(
         settings,
         device=device,
         vae=args.vae,
@@ -184,6 +184,9 @@ def _parts(args: argparse.Namespace, settings: RestoreSettings, device: torch.de
         detector_weights=args.detector_weights,
         embedder=args.embedder,
     )
+    if note := prior_note(parts):
+        say(f"lafr: {note}")
+    return parts
 
 
 # --- arguments ---
@@ -205,7 +208,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--vae", type=Path, metavar="PATH", help="diffusers AutoencoderKL or AutoencoderTiny, folder or single file"
     )
-    group.add_argument("--adapter", type=Path, metavar="PATH", help="LAFR adapter file")
+    group.add_argument("--adapter", type=Path, metavar="PATH", help="LAFR adapter file for the VAE's latents")
     group.add_argument("--prior", type=Path, metavar="PATH", help="LAFR prior file, or a diffusers UNet folder")
     group.add_argument("--detector-weights", type=Path, metavar="PATH", help="the detector's weight file")
     group.add_argument("--embedder", type=Path, metavar="PATH", help="LAFR face embedder file, for the identity read-out")

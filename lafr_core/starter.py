@@ -46,16 +46,18 @@ def open_parts(
 ) -> Parts:
     """All parts of the pipeline on ``device`` ("auto", "cpu", ... or a torch device); a path of None means the starter's own.
 
-    vae: a diffusers folder, a single file or a LAFR vae file; prior: a LAFR prior file or a diffusers UNet folder. The face
-    parser is opened for mask "parse" only. Raises CheckpointError for a missing, damaged or mismatched file,
-    MissingPackageError for a backend whose package is not installed, InputError for a device that is not there.
+    vae: a diffusers folder, a single file or a LAFR vae file; prior: a LAFR prior file or a diffusers UNet folder. The bundled
+    adapter is the one for the VAE's latents; the starter prior knows SD 1.x/2.x latents only, so that for others ``prior`` is
+    None where no path is given (:func:`prior_note` says so). The face parser is opened for mask "parse" only. Raises
+    CheckpointError for a missing, damaged or mismatched file, MissingPackageError for a backend whose package is not
+    installed, InputError for a device that is not there.
     """
     device = choose_device(device) if isinstance(device, str) else device
     opened_vae = open_vae(vae, device)
-    aligner = open_adapter(adapter, device)
-    finisher = open_prior(prior, device)
+    aligner = open_adapter(adapter, device, latents=opened_vae.spec.name)
+    finisher = open_prior(prior, device) if prior is not None or opened_vae.spec.name == "sd" else None
     for name, part in (("adapter", aligner), ("prior", finisher)):
-        if part.spec != opened_vae.spec:
+        if part is not None and part.spec != opened_vae.spec:
             raise CheckpointError(
                 f"{name}: expected one for the VAE's {opened_vae.spec.name} latents, got one for {part.spec.name} latents; "
                 f"pass --{name} or --vae of the same family"
@@ -69,6 +71,13 @@ def open_parts(
         parser=open_parser(None, device) if settings.mask == "parse" else None,
         device=device,
     )
+
+
+def prior_note(parts: Parts) -> str:
+    """One sentence where the faces are aligned and not finished, '' where a prior or sampler finishes them."""
+    if parts.prior is not None or parts.sampler is not None:
+        return ""
+    return f"faces are aligned only: the starter prior finishes sd latents, not {parts.vae.spec.name} latents"
 
 
 def describe(device: torch.device) -> str:

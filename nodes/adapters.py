@@ -11,10 +11,17 @@ import torch
 from torch import Tensor
 
 from ..lafr_core.errors import CheckpointError, InputError
-from ..lafr_core.latents import LatentSpec, family
+from ..lafr_core.latents import FAMILIES, LatentSpec, family
 from .parts import open_starter_vae
 
 SD = family("sd")
+KINDS = {"sd": "an SD 1.x/2.x", "sdxl": "an SDXL", "sd3": "an SD3", "flux": "a FLUX.1"}
+"""Families as people call them."""
+CONNECT = {
+    "sd": "the VAE of an SD 1.5 or 2.1 checkpoint, or LAFR Load Starter's",
+    **{name: f"{kind} VAE, or another adapter from LAFR Load Adapter" for name, kind in KINDS.items() if name != "sd"},
+}
+"""The next step for a VAE of the wrong family."""
 SAME_FAMILY_ERROR = 0.06
 """Mean pixel error above which a picture encoded by a VAE and decoded by ours shows another latent space.
 
@@ -37,38 +44,37 @@ class HostVae:
         return self.vae.decode(self.spec.to_raw(latents)).movedim(-1, 1).to(latents)
 
 
-def raw_latent(latents: Tensor) -> dict[str, Tensor]:
+def raw_latent(latents: Tensor, spec: LatentSpec = SD) -> dict[str, Tensor]:
     """UNet-scaled latents -> a LATENT: raw, float32, on the host's intermediate device."""
-    return {"samples": SD.to_raw(latents.float()).to(mm.intermediate_device())}
+    return {"samples": spec.to_raw(latents.float()).to(mm.intermediate_device())}
 
 
-def trust_vae(vae: Any) -> None:
-    """Spare a VAE of our own the look at its latents."""
-    _checked.add(vae.first_stage_model)
+def trust_vae(vae: Any, spec: LatentSpec = SD) -> None:
+    """Spare a VAE of our own, or one seen before, the look at its latents."""
+    _checked[vae.first_stage_model] = spec.name
 
 
 def check_vae(vae: Any, spec: LatentSpec = SD) -> None:
     """Raise InputError unless the VAE's latents are of the family ``spec``.
 
-    Shapes tell SD3 and Flux apart. SDXL's VAE has SD's shapes, so the first time a VAE is seen it encodes a small test picture
-    and our own SD decoder must recognise it.
+    Two families share each shape: SD and SDXL, SD3 and Flux. So the first time a VAE is seen it encodes a small picture: for SD
+    a test picture that our own decoder must recognise, for the others gray, which must be theirs.
     """
     channels, factor = getattr(vae, "latent_channels", None), _factor(vae)
     if (channels, factor) != (spec.channels, spec.factor):
         raise InputError(
-            f"VAE: expected an SD 1.x/2.x VAE ({spec.channels} channels, 1/{spec.factor} size), "
-            f"got {channels} channels at 1/{factor}; "
-            "connect the VAE of an SD 1.5 or 2.1 checkpoint, or LAFR Load Starter's"
+            f"VAE: expected {KINDS[spec.name]} VAE ({spec.channels} channels, 1/{spec.factor} size), "
+            f"got {channels} channels at 1/{factor}; connect {CONNECT[spec.name]}"
         )
-    if vae.first_stage_model in _checked:
+    if _checked.get(vae.first_stage_model) == spec.name:
         return
-    error = _family_error(vae, spec)
-    if error is not None and error > SAME_FAMILY_ERROR:
+    if not (_is_sd(vae) if spec is SD else _is_gray(vae, spec)):
+        other = next(other.name for other in FAMILIES.values() if other is not spec and other.channels == spec.channels)
         raise InputError(
-            "VAE: expected an SD 1.x/2.x VAE, got one of another latent space (SDXL?); "
-            "connect the VAE of an SD 1.5 or 2.1 checkpoint, or LAFR Load Starter's"
+            f"VAE: expected {KINDS[spec.name]} VAE, got one of another latent space ({KINDS[other]} one?); "
+            f"connect {CONNECT[spec.name]}"
         )
-    trust_vae(vae)
+    trust_vae(vae, spec)
 
 
 def check_model(model: Any) -> None:
@@ -92,7 +98,8 @@ def check_latent(latent: dict[str, Any]) -> Tensor:
     return SD.check(samples, "LATENT")
 
 
-_checked: weakref.WeakSet[Any] = weakref.WeakSet()
+_checked: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+"""Family of each VAE that was looked at."""
 
 
 def _factor(vae: Any) -> Any:
@@ -100,18 +107,29 @@ def _factor(vae: Any) -> Any:
     return ratio if isinstance(ratio, int) else getattr(vae, "spacial_compression_encode", lambda: None)()
 
 
-def _family_error(vae: Any, spec: LatentSpec) -> float | None:
-    """How far our decoder is from recognising what ``vae`` encoded; None when our VAE is not at hand."""
+def _is_sd(vae: Any) -> bool:
+    """Whether our decoder recognises what ``vae`` encoded; True when our VAE is not at hand."""
     try:
         ours = open_starter_vae()
     except CheckpointError:
-        return None
+        return True
     picture = _test_picture()
-    latents = HostVae(vae, spec).encode(picture)
+    latents = HostVae(vae).encode(picture)
     ours.load()
     with torch.no_grad():
         decoded = ours.call.decode(latents.to(mm.get_torch_device())).to(picture)
-    return float((decoded - picture).abs().mean())
+    return float((decoded - picture).abs().mean()) <= SAME_FAMILY_ERROR
+
+
+def _is_gray(vae: Any, spec: LatentSpec) -> bool:
+    """Whether, of the families of this shape, gray is nearest to what it is in ``spec``."""
+    gray = torch.full((1, 3, 64, 64), 0.5)
+
+    def error(other: LatentSpec) -> float:
+        return float((HostVae(vae, other).encode(gray)[0, :, 4, 4] - torch.tensor(other.gray)).norm())
+
+    alike = [other for other in FAMILIES.values() if other.channels == spec.channels]
+    return min(alike, key=error) is spec
 
 
 def _test_picture() -> Tensor:

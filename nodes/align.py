@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..lafr_core.errors import InputError
 from ..lafr_core.geometry import CROP_SIZE
-from .adapters import SD, HostVae, check_vae, raw_latent
+from .adapters import HostVae, check_vae, raw_latent
 from .faces import FaceSet
 from .layout import to_images, to_mask
 from .memory import Managed, host_progress
@@ -27,7 +27,11 @@ class AlignLatent(io.ComfyNode):  # type: ignore[misc]
             "LAFR Align Latent",
             "Encodes degraded faces with the VAE (posterior mode) and moves their latents to where sharp faces are.",
             [
-                io.Vae.Input("vae", tooltip="The VAE of an SD 1.5 or 2.1 checkpoint, TAESD, or LAFR Load Starter's."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="A VAE of the adapter's family: for the starter's an SD 1.5 or 2.1 checkpoint's, TAESD or LAFR "
+                    "Load Starter's.",
+                ),
                 ADAPTER.Input("adapter", tooltip="From LAFR Load Adapter or LAFR Load Starter."),
                 *settings_inputs(("fidelity", "batch_size"), advanced=("batch_size",)),
                 FACES.Input("faces", optional=True, tooltip="From LQ Face Detect. Its crops are used."),
@@ -63,17 +67,19 @@ class AlignLatent(io.ComfyNode):  # type: ignore[misc]
         faces: FaceSet | None = None,
         crops: Tensor | None = None,
     ) -> Any:
-        check_vae(vae)
+        spec = adapter.spec
+        check_vae(vae, spec)
         if faces is not None and not len(faces):
-            empty = torch.zeros(1, SD.channels, CROP_SIZE // SD.factor, CROP_SIZE // SD.factor, device=mm.intermediate_device())
+            side = CROP_SIZE // spec.factor
+            empty = torch.zeros(1, spec.channels, side, side, device=mm.intermediate_device())
             return io.NodeOutput({"samples": empty}, {"samples": empty.clone()}, torch.zeros(1, CROP_SIZE, CROP_SIZE))
         pixels = _pixels(faces, crops)
-        before, after, confidence = align(pixels, HostVae(vae), adapter, fidelity, batch_size)
-        return io.NodeOutput(raw_latent(after), raw_latent(before), to_mask(confidence))
+        before, after, confidence = align(pixels, HostVae(vae, spec), adapter, fidelity, batch_size)
+        return io.NodeOutput(raw_latent(after, spec), raw_latent(before, spec), to_mask(confidence))
 
 
 def align(pixels: Tensor, vae: HostVae, adapter: Managed, fidelity: float, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Crops (N, 3, H, W) -> their latents, the aligned latents (N, 4, H/8, W/8) and the confidence (N, 1, H, W)."""
+    """Crops (N, 3, H, W) -> their latents, the aligned latents (N, C, H/8, W/8) and the confidence (N, 1, H, W)."""
     progress = host_progress()
     rows = []
     with torch.no_grad():

@@ -8,11 +8,13 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..lafr_core.latents import FAMILIES
 from .parts import FOLDER, model_file, open_adapter, open_prior, open_starter_vae, stamp
 from .starter import StarterVae, starter_model
 from .widgets import ADAPTER, schema
 
-BUNDLED = "starter (bundled)"
+BUNDLED = {"starter (bundled)": "sd", **{f"{name} (bundled)": name for name in FAMILIES if name != "sd"}}
+"""Choice -> family of the adapter that comes with the pack. Saved workflows hold these words."""
 
 
 def register_folder() -> None:
@@ -29,13 +31,14 @@ class LoadAdapter(io.ComfyNode):  # type: ignore[misc]
         return schema(
             "LAFR_LoadAdapter",
             "LAFR Load Adapter",
-            "Loads a latent alignment adapter for SD 1.x/2.x latents.",
+            "Loads a latent alignment adapter: for SD 1.x/2.x, SDXL, SD3 or FLUX.1 latents, or a file of yours.",
             [
                 io.Combo.Input(
                     "adapter",
-                    options=[BUNDLED, *files],
-                    default=BUNDLED,
-                    tooltip="The adapter that comes with the pack, or a file in models/lafr made with LAFR's training.",
+                    options=[*BUNDLED, *files],
+                    default=next(iter(BUNDLED)),
+                    tooltip="One that comes with the pack (starter: SD 1.x/2.x), or a file in models/lafr made with LAFR's "
+                    "training.",
                 )
             ],
             [ADAPTER.Output("loaded", display_name="adapter", tooltip="For LAFR Align Latent and Restore Faces.")],
@@ -44,11 +47,13 @@ class LoadAdapter(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str) -> Any:
-        return stamp(None if adapter == BUNDLED else model_file(adapter))
+        return adapter if adapter in BUNDLED else stamp(model_file(adapter))
 
     @classmethod
     def execute(cls, adapter: str) -> Any:
-        return io.NodeOutput(open_adapter(None if adapter == BUNDLED else model_file(adapter)))
+        if adapter in BUNDLED:
+            return io.NodeOutput(open_adapter(None, BUNDLED[adapter]))
+        return io.NodeOutput(open_adapter(model_file(adapter)))
 
 
 class LoadStarter(io.ComfyNode):  # type: ignore[misc]

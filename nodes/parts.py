@@ -67,8 +67,8 @@ def host_file(names: Iterable[str]) -> Path | None:
     return next((Path(path) for path in found if path), None)
 
 
-def open_adapter(path: Path | None) -> Managed:
-    return opened(("adapter", *stamp(path)), lambda device: align.open_adapter(path, device))
+def open_adapter(path: Path | None, latents: str = "sd") -> Managed:
+    return opened(("adapter", latents, *stamp(path)), lambda device: align.open_adapter(path, device, latents=latents))
 
 
 def open_prior() -> Managed:

@@ -166,10 +166,47 @@ def test_few_steps_with_the_starter_model_are_refused(host: hostenv.Host, starte
 def test_vaes_of_other_families_are_told_apart(host: hostenv.Host) -> None:
     check, errors = host.module("adapters").check_vae, host.core("errors")
     check(hostenv.taesd())
-    with pytest.raises(errors.InputError, match=r"another latent space \(SDXL\?\)"):
-        check(hostenv.taesd("taesdxl", scale=0.13025))
+    xl = hostenv.taesd("taesdxl", scale=0.13025)
+    with pytest.raises(
+        errors.InputError, match=r"expected an SD 1\.x/2\.x VAE, got one of another latent space \(an SDXL one\?\)"
+    ):
+        check(xl)
     with pytest.raises(errors.InputError, match="got 16 channels"):
         check(hostenv.taesd("taesd3", scale=1.5305, shift=0.0609))
+    family = host.core("latents").family
+    check(xl, family("sdxl"))
+    with pytest.raises(
+        errors.InputError, match=r"expected an SDXL VAE, got one of another latent space \(an SD 1\.x/2\.x one\?\)"
+    ):
+        check(hostenv.taesd(), family("sdxl"))
+    flux = hostenv.taesd("taef1", scale=0.3611, shift=0.1159)
+    check(flux, family("flux"))
+    with pytest.raises(errors.InputError, match=r"expected an SD3 VAE, got one of another latent space \(a FLUX\.1 one\?\)"):
+        check(flux, family("sd3"))
+
+
+@needs_taesd
+@pytest.mark.parametrize(("name", "kind"), [("sdxl", "taesdxl"), ("sd3", "taesd3"), ("flux", "taef1")])
+def test_adapters_of_other_families(host: hostenv.Host, found: Any, name: str, kind: str) -> None:
+    """Aligned in the VAE's own raw latents, a whole restoration without the prior, and nothing of SD's beside it."""
+    (adapter,) = host.module("load").LoadAdapter.execute(f"{name} (bundled)").args
+    spec, errors, restore = host.core("latents").family(name), host.core("errors"), host.module("restore")
+    assert adapter.spec == spec
+    vae = hostenv.taesd(kind, scale=spec.scale, shift=spec.shift)
+    crops = found.crops[:1, :, :256, :256].movedim(1, -1)
+    aligned, before, _ = host.module("align").AlignLatent.execute(vae, adapter, 0.75, 1, crops=crops).args
+    assert aligned["samples"].shape == before["samples"].shape == (1, spec.channels, 32, 32)
+    scaled = host.core("vaes").open_tiny(hostenv.SHARED_WEIGHTS, name).encode(found.crops[:1, :, :256, :256])
+    assert torch.allclose(spec.to_scaled(before["samples"]), scaled, atol=1e-3)
+    settings = host.core("settings").RestoreSettings()
+    parts = restore.open_parts(settings, 399, None, vae, adapter)
+    assert parts.prior is None and parts.vae.spec == parts.aligner.spec == spec
+    with pytest.raises(errors.InputError, match=f"it is for {name} latents, the starter's VAE and every MODEL"):
+        restore.open_parts(settings, 399, None, None, adapter)
+    with pytest.raises(errors.InputError, match=f"it is for {name} latents, the starter's VAE and every MODEL"):
+        restore.open_parts(settings, 399, hostenv.tiny_model(), vae, adapter)
+    with pytest.raises(errors.InputError, match=r"another latent space|got 4 channels"):
+        restore.open_parts(settings, 399, None, hostenv.taesd(), adapter)
 
 
 def test_models_of_other_families_are_told_apart(host: hostenv.Host, starter: Any, found: Any) -> None:

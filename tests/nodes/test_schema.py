@@ -104,7 +104,8 @@ def test_no_widget_takes_a_path(schemas: dict[str, Any]) -> None:
 
 def test_only_safetensors_are_offered_as_adapters(schemas: dict[str, Any]) -> None:
     (choice,) = schemas["LAFR_LoadAdapter"].inputs
-    assert choice.kwargs["options"] == ["starter (bundled)", "other.safetensors"]
+    families = ["starter (bundled)", "sdxl (bundled)", "sd3 (bundled)", "flux (bundled)"]
+    assert choice.kwargs["options"] == [*families, "other.safetensors"] and choice.kwargs["default"] == families[0]
 
 
 def test_the_model_folder_is_merged_and_not_created(tmp_path: Path) -> None:

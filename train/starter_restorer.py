@@ -37,7 +37,7 @@ from train.adversary import LatentCritic, critic_loss, restorer_losses
 from train.codebook_learning import CodebookLearner
 from train.degrade import degrade
 from train.faces import aligned_crop, load_pixels, read_split
-from train.losses import similarity
+from train.losses import similarity, texture
 from train.mobilefacenet import load_mobilefacenet
 from train.pairs import Pool
 from train.starter_vae import edges, pixel_loss
@@ -218,7 +218,7 @@ WEIGHTS = {"align": 0.7, "latent": 0.7, "anchor": 0.05, "pixel": 2.0, "decibel":
 def weighted(losses: dict[str, Tensor], args: argparse.Namespace) -> Tensor:
     """The sum that is minimised."""
     weights = WEIGHTS | {"identity": args.identity_weight}
-    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+    return torch.stack([weights[name] * value for name, value in losses.items() if name in weights]).sum()
 
 
 def train_nets(args: argparse.Namespace) -> None:
@@ -269,14 +269,20 @@ def train_nets(args: argparse.Namespace) -> None:
             pictures = batch.decode(vae.decoder, leaf)
         losses = picture_losses(pictures, teacher)
         losses["latent"] = relative(leaf, batch.z_hq, batch.z_lq)
+        ramp = min(1.0, 4 * done)
+        extra = []  # further pulls, each measured against everything else's, so that neither drowns the other
+        if args.texture > 0:
+            count = sum(len(result) for result, _ in pictures)
+            losses["texture"] = torch.stack([texture(a, b) * (len(a) / count) for a, b in pictures]).sum()
+            extra.append((args.texture, torch.autograd.grad(losses["texture"], leaf, retain_graph=True)[0]))
         wanted = torch.autograd.grad(weighted(losses, args), leaf)[0]
         if critic is not None:
-            # The critic's share is measured against everything else's pull, so that neither drowns the other.
             with amp():
                 losses["adversary"], losses["matching"] = restorer_losses(critic, leaf, batch.z_hq)
-            pull = torch.autograd.grad(losses["adversary"] + 2 * losses["matching"], leaf)[0]
-            ramp = min(1.0, 4 * done)
-            wanted = wanted + pull * (ramp * args.adversarial * wanted.norm() / pull.norm().clamp_min(1e-12))
+            extra.append((args.adversarial, torch.autograd.grad(losses["adversary"] + 2 * losses["matching"], leaf)[0]))
+        size = wanted.norm()
+        for share, pull in extra:
+            wanted = wanted + pull * (ramp * share * size / pull.norm().clamp_min(1e-12))
         roots, gradients = [z], [wanted.to(z.dtype)]
         if prior is not None and args.both:
             losses["align"] = relative(aligned.latents.float(), batch.z_hq, batch.z_lq)
@@ -370,6 +376,7 @@ def main() -> None:
     parser.add_argument(
         "--adversarial", type=float, default=0.0, help="prior stage: the latent critic's pull as a share of the rest"
     )
+    parser.add_argument("--texture", type=float, default=0.0, help="the pull of the texture term, as a share of the rest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = arguments.parse(parser)

@@ -20,7 +20,7 @@ from lafr_core.geometry import ARCFACE_TEMPLATE
 from lafr_core.metrics import ssim
 from train import adversary, arguments, optimizers, pairs, starter_restorer
 from train.faces import Photo
-from train.losses import similarity
+from train.losses import similarity, texture
 
 
 def test_orthogonalised_evens_out_singular_values() -> None:
@@ -196,6 +196,17 @@ def test_relative_error_counts_mild_and_severe_alike() -> None:
     target = torch.zeros(2, 1, 2, 2)
     before = torch.tensor([0.2, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
     assert float(starter_restorer.relative(before / 2, target, before)) == pytest.approx(0.5)
+
+
+def test_texture_asks_for_the_edge_energy_of_the_original_and_ignores_noise() -> None:
+    torch.manual_seed(7)
+    sharp = torch.rand(1, 3, 32, 32)
+    soft = nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1)
+    assert texture(sharp, sharp).item() == 0
+    assert texture(soft, sharp).item() > texture(0.5 * soft + 0.5 * sharp, sharp).item() > 0
+    assert texture(1.5 * sharp, sharp).item() == pytest.approx(2 * np.log(1.5), rel=0.01)  # too crisp costs as well
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    assert texture(flat + 0.2 / 255 * torch.randn_like(flat), flat).item() < 0.1
 
 
 def parser() -> argparse.ArgumentParser:

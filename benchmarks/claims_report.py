@@ -147,6 +147,10 @@ def data_and_levels(results: dict[str, Result]) -> list[str]:
     lines += ["## 4. Levels of the loss, matching and fidelity", ""]
     lines += ["The structure level needs facexlib's weights, which are not here.", ""]
     lines += table([row(name, results, "all terms, nearest code" if name == "prior_base" else "") for name in LEVELS])
+    base = results.get("prior_base")
+    if base is not None:
+        rest = [name for name in LEVELS[1:] if name in results]
+        lines += [f"- *{LABELS[name]}* against all terms, nearest code: {gains(results[name], base)}." for name in rest] + [""]
     default = f"fidelity {FIDELITY:g}, the default"
     sweep = [(value, f"fidelity_{value:g}", "") for value in FIDELITIES] + [(FIDELITY, "prior_base", default)]
     lines += table([row(name, results, label) for _, name, label in sorted(sweep)])

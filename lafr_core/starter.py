@@ -74,8 +74,8 @@ def open_parts(
 
 
 def prior_note(parts: Parts) -> str:
-    """One sentence where the faces are aligned and not finished, '' where a prior or sampler finishes them."""
-    if parts.prior is not None or parts.sampler is not None:
+    """One sentence where no prior knows the latents, so that faces are aligned and not finished; '' otherwise."""
+    if parts.prior is not None or parts.sampler is not None or parts.vae.spec.name == "sd":
         return ""
     return f"faces are aligned only: the starter prior finishes sd latents, not {parts.vae.spec.name} latents"
 

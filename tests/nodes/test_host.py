@@ -322,7 +322,7 @@ def test_faces_at_a_time_changes_nothing(host: hostenv.Host, starter: Any, found
     together = sample(host, model, starter[1], found, mode=mode, identity_weight=1.0)
     apart = sample(host, model, starter[1], found, mode=mode, identity_weight=1.0, batch_size=1)
     plain = sample(host, model, starter[1], found, mode=mode, identity_weight=0.0)
-    # A random UNet's latents saturate the decoder, so rounding shows in guidance's direction: measured against how far it moves.
+    # A random UNet's latents saturate the decoder, so rounding shows in guidance's direction: held against its move.
     moved = (together[0]["samples"] - plain[0]["samples"]).abs().max()
     assert moved > 0.05 and (together[0]["samples"] - apart[0]["samples"]).abs().max() < 0.02 * moved
     assert together[1] == pytest.approx(apart[1], abs=1e-3)

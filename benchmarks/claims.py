@@ -165,7 +165,7 @@ class Bench:
         learning = [p for p in network.parameters() if p.requires_grad]
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = rate(step, steps, peak)
+                group["lr"] = optimizers.warm_cosine(step, step / steps, peak, 20)
             optimizer.zero_grad(set_to_none=True)
             loss(step).backward()
             nn.utils.clip_grad_norm_(learning, 1.0)
@@ -428,11 +428,6 @@ class Bench:
             "ssim": ssim(pictures, self.originals).tolist(),
             "identity": self.judge(pictures).tolist(),
         }
-
-
-def rate(step: int, steps: int, peak: float) -> float:
-    """Linear over 20 steps, then a cosine down to 2 %."""
-    return peak * min(1.0, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from lafr_core.detect import detect_faces
 from lafr_core.detectors import open_detector
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Detector, Face, Point
+from train.composites import faceless_pictures
 from train.degrade import degrade
 from train.faces import load_pixels, read_split
 
@@ -103,15 +104,7 @@ def threshold_for(outcomes: list[Outcome], most: int) -> float:
 
 def faceless(photos: list[tuple[NDArray[np.uint8], tuple[Point, ...]]]) -> list[Tensor]:
     """Pictures without a face: scikit-image's that training did not see, and parts of validation photos beside the face."""
-    import skimage
-
-    pictures = []
-    for name in HELD_OUT:
-        path = next(Path(skimage.__file__).parent.joinpath("data").glob(f"{name}.*"))
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-        picture.thumbnail((1024, 1024))
-        pictures.append(degraded(np.asarray(picture), "sharp", 0))
+    pictures = [degraded(np.asarray(picture), "sharp", 0) for picture in faceless_pictures(HELD_OUT, 1024)]
     for seed, (pixels, landmarks) in enumerate(photos):
         x0, _, x1, y1 = (round(v) for v in face_box(landmarks))
         strips = [pixels[y1 + 8 :, :], pixels[:, : x0 - 8] if x0 > 8 else pixels[:, :0], pixels[:, x1 + 8 :]]

@@ -80,8 +80,8 @@ def open_library(data: Data) -> Library:
     return Library([photo for photo in labelled_photos(data) if photo.path.stem not in CROWDED])
 
 
-def faceless_pictures(names: tuple[str, ...]) -> list[Image.Image]:
-    """scikit-image's bundled pictures of these names as RGB, at most 700 pixels wide or high."""
+def faceless_pictures(names: tuple[str, ...], side: int = 700) -> list[Image.Image]:
+    """scikit-image's bundled pictures of these names as RGB, at most ``side`` pixels wide or high."""
     import skimage
 
     pictures = []
@@ -89,7 +89,7 @@ def faceless_pictures(names: tuple[str, ...]) -> list[Image.Image]:
         path = next(Path(skimage.__file__).parent.joinpath("data").glob(f"{name}.*"))
         with Image.open(path) as image:
             picture = image.convert("RGB")
-        picture.thumbnail((700, 700))
+        picture.thumbnail((side, side))
         pictures.append(picture)
     return pictures
 

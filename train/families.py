@@ -18,7 +18,6 @@ import argparse
 import copy
 import json
 import logging
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lafr_core import checkpoint
+from lafr_core.files import atomic
 from lafr_core.geometry import CROP_SIZE
 from lafr_core.latents import FAMILIES, LatentSpec, family
 from lafr_core.networks.adapter import AdapterNet, AdapterOutput, Features
@@ -104,9 +104,8 @@ def make_pairs(
             continue
         opened = opened or encode()
         shard = [windowed(photos[i], [seed, i], versions, window, opened) for i in order[start : start + PHOTOS]]
-        part = paths[-1].with_suffix(".part")
-        save_file({name: torch.stack([row[name] for row in shard]) for name in Pairs._fields}, str(part))
-        part.replace(paths[-1])
+        with atomic(paths[-1]) as part:
+            save_file({name: torch.stack([row[name] for row in shard]) for name in Pairs._fields}, str(part))
         log.info("%s", paths[-1].name)
     shards = [load_file(str(path)) for path in paths]
     return Pairs(**{name: torch.cat([shard[name] for shard in shards]) for name in Pairs._fields})
@@ -234,7 +233,7 @@ def train(network: AdapterNet, pairs: Pairs, colour: nn.Module | None, args: arg
     started, totals = time.process_time(), np.zeros(3)
     for step in range(args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = pace(step, args.steps, args.lr)
+            group["lr"] = optimizers.warm_cosine(step, step / args.steps, args.lr, WARM_UP)
         z_lq, z_hq, corner = draw(pairs, args.batch, generator)
         # Half of the samples at the default fidelity, half anywhere: every setting of the knob has to work.
         u = torch.rand((2, args.batch, 1, 1, 1), generator=generator)
@@ -261,11 +260,6 @@ def train(network: AdapterNet, pairs: Pairs, colour: nn.Module | None, args: arg
             log.info("step %d align %.4f anchor %.4f colour %.3f %s %.2f s/step", step + 1, *totals / 50, usage, used)
             totals[:] = 0
     return slow.eval()
-
-
-def pace(step: int, steps: int, peak: float) -> float:
-    """Learning rate: a short linear warm-up, then a cosine down to 2 %."""
-    return peak * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def draw(pairs: Pairs, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

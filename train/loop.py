@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -137,9 +136,7 @@ class Average:
 
 def rate(step: int, stage: Stage) -> float:
     """Learning rate of optimiser ``step``: linear warm-up, then a cosine down to ``final * lr``."""
-    warm = min(1.0, (step + 1) / max(1, stage.warmup))
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / stage.steps)))
-    return stage.lr * warm * (stage.final + (1 - stage.final) * cosine)
+    return optimizers.warm_cosine(step, step / stage.steps, stage.lr, stage.warmup, stage.final)
 
 
 def train(task: Task, stage: Stage, config: Config, samples: Samples, validation: Faces | None = None) -> Path:

@@ -85,6 +85,14 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
     return (x.t() if tall else x).to(matrix.dtype)
 
 
+def warm_cosine(step: int, done: float, peak: float, warmup: int, final: float = 0.02) -> float:
+    """Learning rate of optimiser ``step``: linear to ``peak`` over ``warmup`` steps, times a cosine from 1 down to ``final`` as
+    ``done``, the share of the run, goes from 0 to 1.
+    """
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return peak * min(1.0, (step + 1) / max(1, warmup)) * (final + (1 - final) * cosine)
+
+
 def make(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """``adamw`` or ``muon`` over the parameters of ``model`` that learn. Under Muon, tables (embeddings) stay plain."""
     learning = [p for p in model.parameters() if p.requires_grad]

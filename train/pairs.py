@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lafr_core import checkpoint
+from lafr_core.files import atomic
 from lafr_core.geometry import compose
 from lafr_core.networks.vae import StarterVaeNet
 from train import arguments
@@ -161,9 +162,8 @@ def main() -> None:
                 continue
             rows = order[start : start + PHOTOS]
             shard = make_shard([photos[i] for i in rows], [[args.seed, number, i] for i in rows], args.versions, encode)
-            part = path.with_suffix(".part")
-            save_file(shard, str(part))
-            part.replace(path)
+            with atomic(path) as part:
+                save_file(shard, str(part))
             log.info("%s", path.name)
 
 

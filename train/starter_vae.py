@@ -151,7 +151,7 @@ def main() -> None:
     inner = (slice(None), slice(None), slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     started, best = time.time(), -math.inf
     for step in range(args.steps):
-        rate = args.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        rate = optimizers.warm_cosine(step, step / args.steps, args.lr, 100)
         for group in optimizer.param_groups:
             group["lr"] = rate
         rows = generator.integers(0, len(pixels), args.batch)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import claims_report
-from benchmarks.claims import rate
 from benchmarks.claims_measure import Stopwatch, interval, peak_bytes, relative, time_to
+from train.optimizers import warm_cosine
 
 
 def test_relative_gain_is_paired() -> None:
@@ -57,9 +57,9 @@ def test_peak_counts_what_is_held_at_once() -> None:
 
 
 def test_rate_warms_up_and_ends_low() -> None:
-    assert rate(0, 100, 2.0) == pytest.approx(0.1)
-    assert rate(50, 100, 2.0) == pytest.approx(2.0 * 0.51)
-    assert rate(99, 100, 2.0) < 0.05
+    assert warm_cosine(0, 0 / 100, 2.0, 20) == pytest.approx(0.1)
+    assert warm_cosine(50, 50 / 100, 2.0, 20) == pytest.approx(2.0 * 0.51)
+    assert warm_cosine(99, 99 / 100, 2.0, 20) < 0.05
 
 
 def test_a_new_report_keeps_what_a_person_wrote(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lafr_core.latents import family
 from lafr_core.networks.adapter import AdapterNet
-from train import families
+from train import families, optimizers
 from train.families import Pairs
 
 SMALL = {"width": 8, "coarse": 16, "deep": 16, "code_width": 4, "entries": 6, "depth": 1, "grid": 64}
@@ -140,10 +140,10 @@ def test_the_colour_term_draws_the_colours_closer(donor: AdapterNet, pairs: Pair
     assert errors[1] < errors[0]
 
 
-def test_pace() -> None:
-    assert families.pace(0, 600, 1.0) == pytest.approx(1 / families.WARM_UP, rel=1e-3)
-    assert families.pace(300, 600, 1.0) == pytest.approx(0.51)
-    assert families.pace(600, 600, 1.0) == pytest.approx(0.02)
+def test_learning_rate() -> None:
+    assert optimizers.warm_cosine(0, 0 / 600, 1.0, families.WARM_UP) == pytest.approx(1 / families.WARM_UP, rel=1e-3)
+    assert optimizers.warm_cosine(300, 300 / 600, 1.0, families.WARM_UP) == pytest.approx(0.51)
+    assert optimizers.warm_cosine(600, 600 / 600, 1.0, families.WARM_UP) == pytest.approx(0.02)
 
 
 def test_training_brings_the_latents_closer(donor: AdapterNet, pairs: Pairs) -> None:

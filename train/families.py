@@ -42,7 +42,7 @@ from train.codebook_learning import CodebookLearner
 from train.faces import Photo, read_split
 from train.pairs import PHOTOS, Encode, Pool, starter_encoder
 from train.pairs import draw as drawn
-from train.starter_restorer import amp, average, relative
+from train.windows import amp, average, relative
 
 log = logging.getLogger("train.families")
 SIZES = {"width": 64, "coarse": 128, "deep": 88, "code_width": 64, "entries": 1024, "depth": 1}

@@ -53,21 +53,6 @@ def similarity(result: Tensor, target: Tensor) -> Tensor:
     return ((2 * a * b + 1e-4) * (2 * cov + 9e-4) / ((a.square() + b.square() + 1e-4) * (var_a + var_b + 9e-4))).mean()
 
 
-def texture(result: Tensor, target: Tensor) -> Tensor:
-    """|log ratio| of the local edge energy: mean squared differences over 8x8 windows, one every 4 pixels.
-
-    After the gradient variance loss (Abrahamyan et al. 2022, arXiv 2202.00997), on the logarithm, so that skin and flat walls
-    count as much as hair; below about 2/255 a difference is noise and is left alone.
-    """
-
-    def energy(x: Tensor) -> Tensor:
-        dx, dy = x[..., :-1, 1:] - x[..., :-1, :-1], x[..., 1:, :-1] - x[..., :-1, :-1]
-        return nn.functional.avg_pool2d(dx.square() + dy.square(), 8, stride=4)
-
-    floor = (2 / 255) ** 2
-    return ((energy(result) + floor).log() - (energy(target) + floor).log()).abs().mean()
-
-
 def perceptual(result: Tensor, target: Tensor, features: Callable[[Tensor], list[Tensor]]) -> Tensor:
     """Mean L1 between feature maps of a fixed network (Johnson et al. 2016, arXiv 1603.08155, eq. 2, with L1 as in ESRGAN)."""
     pairs = zip(features(result), features(target.detach()), strict=True)

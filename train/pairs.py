@@ -14,6 +14,7 @@ import argparse
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lafr_core import checkpoint
+from lafr_core.errors import InputError
 from lafr_core.files import atomic
 from lafr_core.geometry import compose
 from lafr_core.networks.vae import StarterVaeNet
@@ -35,6 +37,8 @@ PHOTOS = 30
 """Photos a shard."""
 MIX = (("full", 2), ("mild", 2), ("medium", 5), ("severe", 3))
 """Severities and their shares in twelfths. Most of the full range is hopeless, so it gets the least."""
+KINDS = ("starter", "tiny")
+"""Encoders, as shards are named."""
 Encode = Callable[[Tensor], Tensor]
 """(B, 3, 512, 512) in [0, 1] -> UNet-scaled latents (B, C, 64, 64)."""
 
@@ -96,37 +100,58 @@ def _fast(network: torch.nn.Module, scale: Callable[[Tensor], Tensor]) -> Encode
     return encode
 
 
-class Pool:
-    """All shards of a folder, opened lazily and looked for again on :meth:`refresh`. Rows are drawn uniformly."""
+class Sample(NamedTuple):
+    """One degraded crop of one photo."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        self.shards: list[Path] = []
+    z_lq: Tensor
+    """(C, 64, 64) float32, UNet-scaled."""
+    z_hq: Tensor
+    """(C, 64, 64) float32: the sharp crop's."""
+    kind: str
+    """Whose encoder made them: "starter" or "tiny"."""
+    sharp: Callable[[slice, slice], Tensor]
+    """Reads rows and columns of the sharp crop from disk: (3, h, w) in [0, 1]."""
+
+
+class Pool:
+    """All shards of a folder, opened lazily and looked for again on :meth:`refresh`.
+
+    ``tiny`` is the share of samples drawn from TAESD's shards while there are any; within a kind, rows are drawn uniformly.
+    """
+
+    def __init__(self, folder: Path, tiny: float = 0.0) -> None:
+        self.folder, self.tiny = Path(folder), tiny
+        self.shards: dict[str, list[Path]] = {}
         self.latents: dict[Path, tuple[Tensor, Tensor]] = {}
         self.refresh()
 
     def refresh(self) -> int:
         """Take in new shards; returns how many there are."""
-        self.shards = sorted(self.folder.glob("*.safetensors"))
-        for path in self.shards:
+        files = sorted(self.folder.glob("*.safetensors"))
+        for path in files:
             if path not in self.latents:
                 with safe_open(str(path), framework="pt") as file:
                     self.latents[path] = (file.get_tensor("z_hq"), file.get_tensor("z_lq"))
-        return len(self.shards)
+        self.shards = {kind: [p for p in files if p.name.startswith(f"{kind}_")] for kind in KINDS}
+        return len(files)
 
-    def draw(self, generator: torch.Generator, count: int) -> list[tuple[Tensor, Tensor, Callable[[slice, slice], Tensor]]]:
-        """``count`` samples: z_lq and z_hq (C, 64, 64) float32, and a reader of sharp pixels (3, h, w) by rows and columns."""
-        rows = []
-        for _ in range(count):
-            shard = self.shards[self._below(len(self.shards), generator)]
-            z_hq, z_lq = self.latents[shard]
-            row, version = self._below(len(z_hq), generator), self._below(z_lq.shape[1], generator)
-            rows.append((z_lq[row, version].float(), z_hq[row].float(), _reader(shard, row)))
-        return rows
+    def draw(self, generator: torch.Generator, count: int) -> list[Sample]:
+        """``count`` samples; those of one kind stand together, the starter's first. Raises InputError without shards."""
+        starter, tiny = (self.shards[kind] for kind in KINDS)
+        if not starter and not tiny:
+            raise InputError(f"{self.folder}: expected shards (.safetensors) there, found none; make some with train.pairs")
+        chosen = torch.rand(count, generator=generator) < (self.tiny if starter else 1.0)
+        count_tiny = int(chosen.sum()) if tiny else 0
+        return [self._one("starter", generator) for _ in range(count - count_tiny)] + [
+            self._one("tiny", generator) for _ in range(count_tiny)
+        ]
 
-    @staticmethod
-    def _below(count: int, generator: torch.Generator) -> int:
-        return int(torch.randint(count, (), generator=generator))
+    def _one(self, kind: str, generator: torch.Generator) -> Sample:
+        below = lambda n: int(torch.randint(n, (), generator=generator))
+        shard = self.shards[kind][below(len(self.shards[kind]))]
+        z_hq, z_lq = self.latents[shard]
+        row, version = below(len(z_hq)), below(z_lq.shape[1])
+        return Sample(z_lq[row, version].float(), z_hq[row].float(), kind, _reader(shard, row))
 
 
 def _reader(path: Path, row: int) -> Callable[[slice, slice], Tensor]:
@@ -152,7 +177,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     encode = tiny_encoder(args.tiny) if args.tiny else starter_encoder(args.vae)
     photos = read_split(args.data, "train")
-    kind = "tiny" if args.tiny else "starter"
+    kind = KINDS[1] if args.tiny else KINDS[0]
     for number in range(args.rounds):
         # Photos of one shard come from the whole list, so that an unfinished round favours no source.
         order = [int(i) for i in np.random.default_rng([args.seed, number]).permutation(len(photos))][: args.limit or None]

@@ -32,14 +32,17 @@ class Features(NamedTuple):
 class Extractor(nn.Module):
     """F: latents -> features. One detour through a quarter of the grid lets it see the whole face."""
 
-    def __init__(self, channels: int, width: int, coarse: int, deep: int, code_width: int, grid: int, depth: int) -> None:
+    def __init__(
+        self, channels: int, width: int, coarse: int, deep: int, code_width: int, grid: int, depth: int, deep_depth: int
+    ) -> None:
         super().__init__()
         self.stem = conv(channels, width)
         self.fine = nn.Sequential(*(Residual(width, 8) for _ in range(depth)))
         self.down = conv(width, coarse, stride=2)
         self.coarse = nn.Sequential(*(Residual(coarse, 8) for _ in range(depth)))
         self.down_deep = conv(coarse, deep, stride=2)
-        self.deep = nn.Sequential(Residual(deep, 8), Attention(deep, grid // 4), Residual(deep, 8))
+        more = [layer for _ in range(deep_depth) for layer in (Attention(deep, grid // 4), Residual(deep, 8))]
+        self.deep = nn.Sequential(Residual(deep, 8), *more)
         self.up = Up(deep, coarse)
         self.join = Residual(coarse, 8)
         self.norm = nn.GroupNorm(8, coarse)
@@ -98,13 +101,14 @@ class AdapterNet(nn.Module):
         top_k: int = 1,
         depth: int = 2,
         grid: int = 64,
+        deep_depth: int = 1,
     ) -> None:
         super().__init__()
         self.config = {
             "family": family, "channels": channels, "width": width, "coarse": coarse, "deep": deep, "code_width": code_width,
-            "entries": entries, "top_k": top_k, "depth": depth, "grid": grid,
+            "entries": entries, "top_k": top_k, "depth": depth, "grid": grid, "deep_depth": deep_depth,
         }  # fmt: skip
-        self.extractor = Extractor(channels, width, coarse, deep, code_width, grid, depth)
+        self.extractor = Extractor(channels, width, coarse, deep, code_width, grid, depth, deep_depth)
         self.codebook = Codebook(entries, code_width, top_k)
         self.mapping = Mapping(channels, width, coarse, code_width, depth)
 

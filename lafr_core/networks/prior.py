@@ -1,6 +1,7 @@
 """The starter prior: a one-step restorer in latent space, for machines without a Stable Diffusion checkpoint.
 
-A U-Net over three scales with self-attention at the coarsest, predicting a residual: untrained, it is the identity.
+A U-Net over three scales, predicting a residual: untrained, it is the identity. Without attention and normalisation it is local
+and can be trained on windows: what a face needs to be known as a whole for, the adapter has done.
 """
 
 from __future__ import annotations
@@ -22,25 +23,33 @@ class PriorNet(nn.Module):
         widths: tuple[int, int, int] = (64, 160, 320),
         depth: int = 3,
         grid: int = 64,
+        groups: int = 8,
+        attention: bool = True,
     ) -> None:
+        """groups: of the normalisation, 0 = none. attention: two layers on the coarsest grid, tables for ``grid`` cells."""
         super().__init__()
         fine, middle, deep = widths
-        self.config = {"family": family, "channels": channels, "widths": list(widths), "depth": depth, "grid": grid}
+        self.config = {
+            "family": family, "channels": channels, "widths": list(widths), "depth": depth, "grid": grid, "groups": groups,
+            "attention": attention,
+        }  # fmt: skip
+        stack = lambda width, count: nn.Sequential(*(Residual(width, groups) for _ in range(count)))
+        deepest: list[nn.Module] = [Residual(deep, groups)]
+        for _ in range(2):
+            deepest += ([Attention(deep, grid // 4)] if attention else []) + [Residual(deep, groups)]
         self.stem = conv(channels, fine)
-        self.fine_in = _stack(fine, depth - 1)
+        self.fine_in = stack(fine, depth - 1)
         self.down_middle = conv(fine, middle, stride=2)
-        self.middle_in = _stack(middle, depth)
+        self.middle_in = stack(middle, depth)
         self.down_deep = conv(middle, deep, stride=2)
-        self.deep = nn.Sequential(
-            Residual(deep, 8), Attention(deep, grid // 4), Residual(deep, 8), Attention(deep, grid // 4), Residual(deep, 8)
-        )
+        self.deep = nn.Sequential(*deepest)
         self.up_middle = Up(deep, middle)
         self.join_middle = nn.Conv2d(2 * middle, middle, 1)
-        self.middle_out = _stack(middle, depth)
+        self.middle_out = stack(middle, depth)
         self.up_fine = Up(middle, fine)
         self.join_fine = nn.Conv2d(2 * fine, fine, 1)
-        self.fine_out = _stack(fine, depth)
-        self.norm = nn.GroupNorm(8, fine)
+        self.fine_out = stack(fine, depth)
+        self.norm = nn.GroupNorm(groups, fine) if groups else nn.Identity()
         self.out = zeroed(conv(fine, channels))
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -50,7 +59,3 @@ class PriorNet(nn.Module):
         x = self.middle_out(self.join_middle(torch.cat([x, middle], dim=1)))
         x = self.fine_out(self.join_fine(torch.cat([self.up_fine(x), fine], dim=1)))
         return latents + self.out(F.silu(self.norm(x)))
-
-
-def _stack(channels: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*(Residual(channels, 8) for _ in range(count)))

@@ -14,13 +14,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lafr_core import checkpoint
 from lafr_core.crop import template_crops
-from lafr_core.errors import SettingsError
+from lafr_core.errors import CheckpointError, InputError, SettingsError
 from lafr_core.geometry import ARCFACE_TEMPLATE
 from lafr_core.metrics import ssim
-from train import adversary, arguments, optimizers, pairs, starter_restorer
+from lafr_core.networks.adapter import AdapterNet
+from train import adversary, arguments, optimizers, pairs, starter_stages, thumbnail, windows
 from train.faces import Photo
-from train.losses import similarity, texture
+from train.losses import similarity
 
 
 def test_orthogonalised_evens_out_singular_values() -> None:
@@ -95,14 +97,38 @@ def test_a_shard_is_drawn_the_same_again_and_read_back(tmp_path: Path) -> None:
     # the sharp latents are those of the sharp pixels
     assert torch.allclose(shrink(shard["sharp"].float() / 255), shard["z_hq"].float(), atol=4e-3)
 
-    save_file(shard, str(tmp_path / "a.safetensors"))
+    save_file(shard, str(tmp_path / "starter_0.safetensors"))
     pool = pairs.Pool(tmp_path)
     assert pool.refresh() == 1
-    z_lq, z_hq, read = pool.draw(torch.Generator().manual_seed(3), 1)[0]
+    z_lq, z_hq, kind, read = pool.draw(torch.Generator().manual_seed(3), 1)[0]
+    assert kind == "starter"
     row = int(torch.equal(z_hq, shard["z_hq"][1].float()))
     assert torch.equal(z_hq, shard["z_hq"][row].float())
     assert any(torch.equal(z_lq, version.float()) for version in shard["z_lq"][row])
     assert torch.equal(read(slice(8, 16), slice(100, 130)), shard["sharp"][row, :, 8:16, 100:130].float() / 255)
+
+
+def marked(folder: Path, name: str, value: float) -> None:
+    """A shard whose latents and pixels are all ``value``."""
+    z = torch.full((2, 1, 3, 64, 64), value).half()
+    pixels = torch.full((2, 3, 512, 512), round(value * 255), dtype=torch.uint8)
+    save_file({"sharp": pixels, "z_hq": z[:, 0].clone(), "z_lq": z}, str(folder / f"{name}.safetensors"))
+
+
+def test_a_pool_mixes_the_encoders_by_their_share(tmp_path: Path) -> None:
+    pool = pairs.Pool(tmp_path, tiny=0.25)
+    with pytest.raises(InputError, match=r"expected shards.*train\.pairs"):
+        pool.draw(torch.Generator(), 1)
+    marked(tmp_path, "starter_0", 0.25)
+    pool.refresh()
+    assert {s.kind for s in pool.draw(torch.Generator().manual_seed(0), 40)} == {"starter"}  # none of the other yet
+    marked(tmp_path, "tiny_0", 0.75)
+    pool.refresh()
+    samples = pool.draw(torch.Generator().manual_seed(0), 200)
+    kinds = [s.kind for s in samples]
+    assert kinds == sorted(kinds) and 35 <= kinds.count("tiny") <= 65
+    assert all(float(s.z_lq.mean()) == (0.75 if s.kind == "tiny" else 0.25) for s in samples)
+    assert pairs.Pool(tmp_path, tiny=0.0).draw(torch.Generator(), 5)[-1].kind == "starter"
 
 
 def test_finished_shards_are_kept_and_the_rest_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,28 +162,43 @@ def enlarge(latents: Tensor) -> Tensor:
     return latents.repeat_interleave(8, -1).repeat_interleave(8, -2)
 
 
-@pytest.mark.parametrize("face", [False, True])
-def test_decoded_windows_lie_where_the_sharp_pixels_were_read(tmp_path: Path, face: bool) -> None:
+def test_decoded_windows_lie_where_the_sharp_pixels_were_read(tmp_path: Path) -> None:
     torch.manual_seed(4)
-    sharp = torch.randint(0, 256, (2, 3, 64, 64)).to(torch.uint8)
-    shard = {"sharp": enlarge(sharp).contiguous(), "z_hq": (sharp / 255).half(), "z_lq": (sharp / 255).half()[:, None]}
-    save_file(shard, str(tmp_path / "a.safetensors"))
-    batch = starter_restorer.Windows(pairs.Pool(tmp_path), torch.Generator().manual_seed(5), 3, face)
-    groups = batch.decode(_Enlarge(), batch.z_hq)
-    assert [len(decoded) for decoded, _ in groups] == ([1, 2] if face else [3])
-    for decoded, pixels in groups:
-        assert decoded.shape == pixels.shape and torch.allclose(decoded, pixels, atol=1e-3)
+    for kind in pairs.KINDS:
+        sharp = torch.randint(0, 256, (2, 3, 64, 64)).to(torch.uint8)
+        shard = {"sharp": enlarge(sharp).contiguous(), "z_hq": (sharp / 255).half(), "z_lq": (sharp / 255).half()[:, None]}
+        save_file(shard, str(tmp_path / f"{kind}_0.safetensors"))
+    batch = windows.Windows(pairs.Pool(tmp_path, tiny=0.5), torch.Generator().manual_seed(5), 6)
+    read = {"starter": enlarge, "tiny": enlarge}
+    groups = batch.decode(read, batch.z_hq)
+    assert [group.kind for group in groups] == ["starter", "tiny"]
+    assert groups[0].rows.stop == groups[1].rows.start and groups[1].rows.stop == 6
+    for group in groups:
+        assert group.restored.shape[-1] == 8 * windows.WINDOW[group.kind]
+        assert group.restored.shape == group.sharp.shape and torch.allclose(group.restored, group.sharp, atol=1e-3)
+    # a kind that nobody can read is left out, and the terms are means over samples, whatever the windows' sizes
+    assert [group.kind for group in batch.decode({"starter": enlarge}, batch.z_hq)] == ["starter"]
+    black = [
+        group._replace(restored=torch.zeros_like(group.sharp), sharp=torch.full_like(group.sharp, 0.1)) for group in groups
+    ]
+    assert windows.picture_losses(black)["pixel"].item() == pytest.approx(0.1)
+    assert windows.picture_losses(groups)["ssim"].item() == pytest.approx(0, abs=1e-3)
 
 
-class _Enlarge(nn.Module):
-    def forward(self, latents: Tensor) -> Tensor:
-        return enlarge(latents)
+def test_places_say_where_in_the_face_a_window_lies(tmp_path: Path) -> None:
+    marked(tmp_path, "starter_0", 0.5)
+    batch = windows.Windows(pairs.Pool(tmp_path), torch.Generator().manual_seed(1), 2)
+    batch.cells = [(slice(0, 22), slice(42, 64)), (slice(32, 54), slice(0, 22))]
+    places = batch.places(slice(0, 2), 2)
+    assert places.shape == (2, 2, 88, 88)
+    assert places[0, :, 0, 0].tolist() == [42 / 32 - 1, -1.0]  # x, y of the top left pixel
+    assert places[1, 1, 0, 0] == 0 and places[1, 1, 1, 0] == 2 / 256
 
 
-def test_the_face_window_holds_the_whole_identity_crop() -> None:
-    picture = nn.functional.interpolate(torch.rand(1, 3, 20, 20), size=(512, 512), mode="bicubic")
-    cut = starter_restorer.FACE
-    window = picture[..., cut.start * 8 : cut.stop * 8, cut.start * 8 : cut.stop * 8]
+def test_thumbnails_start_from_shrunk_pixels_and_show_the_identity_crop(tmp_path: Path) -> None:
+    picture = nn.functional.interpolate(torch.rand(2, 3, 20, 20), size=(512, 512), mode="bicubic")
+    small = thumbnail.shrunk(picture)
+    assert small.shape == (2, 3, 128, 128) and torch.allclose(small[0, 0, 0, 0], picture[0, 0, :4, :4].mean())
     seen: list[Tensor] = []
 
     class Teacher(nn.Module):
@@ -165,48 +206,64 @@ def test_the_face_window_holds_the_whole_identity_crop() -> None:
             seen.append(faces)
             return faces.flatten(1), [faces]
 
-    alike, features = starter_restorer.identity_losses(Teacher(), window, window)
+    alike, features = thumbnail.identity_losses(Teacher(), small, small)
     assert float(alike) == pytest.approx(0, abs=1e-5) and float(features) == 0
-    assert torch.allclose(seen[0][:1], template_crops(picture, ARCFACE_TEMPLATE, 112), atol=1e-4)
+    assert torch.allclose(seen[0][:2], template_crops(picture, ARCFACE_TEMPLATE, 112), atol=0.1)
+    other, features = thumbnail.identity_losses(Teacher(), small, small.flip(0))
+    assert float(other) > 0.01 and float(features) > 0.01
+
+    network = thumbnail.ThumbnailNet()
+    assert network(torch.zeros(1, 4, 16, 16)).shape == (1, 3, 32, 32)
+    with pytest.raises(CheckpointError, match=r"train\.thumbnail"):
+        thumbnail.open_thumbnail(tmp_path / "thumbnail.safetensors")
+    save_file(network.state_dict(), str(tmp_path / "thumbnail.safetensors"))
+    z = torch.randn(1, 4, 16, 16)
+    assert torch.allclose(thumbnail.open_thumbnail(tmp_path / "thumbnail.safetensors")(z), network(z), atol=1e-5)
 
 
 def test_the_critic_learns_to_tell_and_teaches_only_the_restorer() -> None:
     torch.manual_seed(6)
-    critic = adversary.LatentCritic(channels=2, width=8)
-    sharp, restored = torch.randn(4, 2, 16, 16), (torch.randn(4, 2, 16, 16) * 0.1).requires_grad_(True)
+    critic = adversary.PatchCritic(width=8)
+    places = torch.zeros(4, 2, 16, 16)
+    sharp, restored = torch.rand(4, 3, 32, 32), (0.5 + 0.1 * torch.rand(4, 3, 32, 32)).requires_grad_(True)
     optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-2)
-    first = adversary.critic_loss(critic, restored, sharp).item()
+    first = adversary.critic_loss(critic, restored, sharp, places).item()
     for _ in range(30):
         optimizer.zero_grad()
-        adversary.critic_loss(critic, restored, sharp).backward()
+        adversary.critic_loss(critic, restored, sharp, places).backward()
         optimizer.step()
-    assert adversary.critic_loss(critic, restored, sharp).item() < 0.7 * first
+    assert adversary.critic_loss(critic, restored, sharp, places).item() < 0.7 * first
     assert restored.grad is None
-    score, matching = adversary.restorer_losses(critic, restored, sharp)
-    (score + matching).backward()
-    assert restored.grad is not None and float(restored.grad.abs().sum()) > 0
-    # one step along the gradient raises the score, and sharp latents match themselves
-    better = adversary.restorer_losses(critic, (restored - 5 * restored.grad).detach(), sharp)[0]
-    assert better.item() < score.item()
     critic.eval()  # spectral normalisation moves with every training pass
-    assert adversary.restorer_losses(critic, sharp, sharp)[1].item() == 0
+    score = adversary.restorer_loss(critic, restored, places)
+    score.backward()
+    assert restored.grad is not None and float(restored.grad.abs().sum()) > 0
+    # one step along the gradient raises the score
+    better = adversary.restorer_loss(critic, (restored - 5 * restored.grad).detach(), places)
+    assert better.item() < score.item()
+
+
+def test_a_grown_adapter_does_what_it_did(tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    small = AdapterNet(width=16, coarse=16, deep=16, code_width=8, entries=8, depth=1)
+    for parameter in small.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    checkpoint.save(tmp_path / "a.safetensors", "adapter", small, small.config)
+    same = starter_stages.load_adapter(tmp_path / "a.safetensors", depth=1)
+    large = starter_stages.load_adapter(tmp_path / "a.safetensors", depth=3, deep_depth=2)
+    assert large.config["depth"] == 3 and large.config["deep_depth"] == 2 and same.config == small.config
+    assert sum(p.numel() for p in large.parameters()) > sum(p.numel() for p in same.parameters())
+    z, fidelity = torch.randn(2, 4, 16, 16), torch.full((2, 1, 1, 1), 0.6)
+    with torch.no_grad():
+        assert torch.allclose(large(z, fidelity).latents, same(z, fidelity).latents, atol=1e-5)
+    learning = {name for name, p in large.named_parameters() if p.requires_grad}
+    assert "extractor.deep.3.out.weight" in learning and not any("codes" in name for name in learning)
 
 
 def test_relative_error_counts_mild_and_severe_alike() -> None:
     target = torch.zeros(2, 1, 2, 2)
     before = torch.tensor([0.2, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
-    assert float(starter_restorer.relative(before / 2, target, before)) == pytest.approx(0.5)
-
-
-def test_texture_asks_for_the_edge_energy_of_the_original_and_ignores_noise() -> None:
-    torch.manual_seed(7)
-    sharp = torch.rand(1, 3, 32, 32)
-    soft = nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1)
-    assert texture(sharp, sharp).item() == 0
-    assert texture(soft, sharp).item() > texture(0.5 * soft + 0.5 * sharp, sharp).item() > 0
-    assert texture(1.5 * sharp, sharp).item() == pytest.approx(2 * np.log(1.5), rel=0.01)  # too crisp costs as well
-    flat = torch.full((1, 3, 32, 32), 0.5)
-    assert texture(flat + 0.2 / 255 * torch.randn_like(flat), flat).item() < 0.1
+    assert float(windows.relative(before / 2, target, before)) == pytest.approx(0.5)
 
 
 def parser() -> argparse.ArgumentParser:

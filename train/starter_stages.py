@@ -1,0 +1,196 @@
+"""What pulls the starter adapter and the starter prior: the terms of each stage and where their gradients enter.
+
+All terms meet at the latents a network gave (the leaf): the pictures are decoded from there, and one backward pass through the
+network follows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lafr_core import checkpoint
+from lafr_core.networks.adapter import AdapterNet
+from lafr_core.networks.prior import PriorNet
+from lafr_core.networks.vae import StarterVaeNet
+from train.adversary import PatchCritic, critic_loss, restorer_loss
+from train.mobilefacenet import load_mobilefacenet
+from train.pairs import KINDS, Pool
+from train.thumbnail import identity_losses, open_thumbnail
+from train.windows import Decoded, Windows, amp, decoders, picture_losses, relative
+
+WEIGHTS = {"latent": 0.7, "pixel": 2.0, "decibel": 0.2, "ssim": 0.5}
+ANCHOR = 0.05
+"""Weight of the distance between a degraded face's features and the sharp face's entries."""
+SURROUNDINGS = 32
+"""Latent cells along the side of what the prior sees of a window in training."""
+
+
+class Pulls(NamedTuple):
+    """One step's work: terms to log, and tensors of the network with the gradients to send back from them."""
+
+    losses: dict[str, Tensor]
+    roots: list[Tensor]
+    gradients: list[Tensor]
+
+
+def load_adapter(path: Path, **larger: int) -> AdapterNet:
+    """An adapter that may be trained on: its codebook stays as it is.
+
+    ``larger`` raises its depths: the blocks that are new end in a layer of zeros, so the network does what it did.
+    """
+    network = checkpoint.open_network(path, "adapter", AdapterNet)
+    if any(network.config[name] != value for name, value in larger.items()):
+        grown = AdapterNet(**{**network.config, **larger})  # type: ignore[arg-type]
+        grown.load_state_dict({**grown.state_dict(), **network.state_dict()}, strict=True)
+        network = grown
+    network.train().requires_grad_(True).codebook.codes.requires_grad_(False)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def load_prior(path: Path | None, widths: list[int], depth: int) -> PriorNet:
+    """The prior of ``path`` to train on, or a new local one of these sizes, which is the identity."""
+    if path is None:
+        fine, middle, deep = widths
+        new = PriorNet(widths=(fine, middle, deep), depth=depth, groups=0, attention=False)
+        return new.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = checkpoint.open_network(path, "prior", PriorNet).train().requires_grad_(True)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def draw_fidelity(generator: torch.Generator, count: int, default: float, share: float) -> Tensor:
+    """(count, 1, 1, 1): ``share`` of the samples at ``default``, the rest anywhere: every setting of the knob has to work."""
+    u = torch.rand((2, count, 1, 1, 1), generator=generator)
+    return torch.where(u[0] < share, torch.full_like(u[1], default), u[1])
+
+
+def weighted(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The sum that is minimised."""
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+
+class AdapterStage:
+    """The adapter alone: latents, decoded windows, and the identity network on thumbnails."""
+
+    def __init__(self, args: argparse.Namespace, vae: StarterVaeNet) -> None:
+        self.args = args
+        self.decode = decoders(vae, args.teachers if args.tiny > 0 else None)
+        self.weights = WEIGHTS | {"identity": args.identity_weight, "features": args.features_weight}
+        self.net = load_adapter(args.init or args.out / "codebook.safetensors", depth=args.depth, deep_depth=args.deep_depth)
+        codebook = load_adapter(args.out / "codebook.safetensors")
+        self.codebook = codebook.codebook
+        self.anchors = codebook.extractor.requires_grad_(False)  # F of the codebook stage tells the right entries
+        self.teacher = self.thumbnail = None
+        if args.identity_weight > 0 or args.features_weight > 0:
+            if args.teachers is None:
+                raise SystemExit("--identity-weight and --features-weight need --teachers; give the folder or set both to 0")
+            self.teacher = load_mobilefacenet(args.teachers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.thumbnail = open_thumbnail(args.out / "thumbnail.safetensors")
+
+    def pulls(self, pool: Pool, generator: torch.Generator, done: float) -> Pulls:
+        """The terms of one batch; ``done`` is the share of the run behind it."""
+        args = self.args
+        batch = Windows(pool, generator, args.batch)
+        with amp():
+            aligned = self.net(batch.z_lq, draw_fidelity(generator, args.batch, args.fidelity, args.share))
+        leaf = aligned.latents.detach().float().requires_grad_()
+        with amp():
+            windows = batch.decode(self.decode, leaf)
+        losses = picture_losses(windows) | {"latent": relative(leaf, batch.z_hq, batch.z_lq)}
+        if self.teacher is not None and self.thumbnail is not None:
+            with amp():
+                ours, theirs = self.thumbnail(torch.cat([leaf, batch.z_hq])).float().chunk(2)
+                losses["identity"], losses["features"] = identity_losses(self.teacher, ours, theirs)
+        wanted = torch.autograd.grad(weighted(losses, self.weights), leaf)[0]
+        with torch.no_grad(), amp():
+            target = self.codebook(self.anchors(batch.z_hq).code)
+        anchor = F.mse_loss(aligned.features.code.float(), target.quantised.float())
+        roots = [aligned.latents, ANCHOR * anchor]
+        return Pulls(losses | {"anchor": anchor.detach()}, roots, [wanted.to(roots[0].dtype), torch.ones(())])
+
+    def restorer(self, average: nn.Module) -> tuple[Any, Any]:
+        """(adapter, prior) as a user would run them."""
+        return average, None
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """There is none beyond the network's."""
+
+
+class PriorStage:
+    """The prior behind a finished adapter, on windows with their surroundings; a critic pulls it towards sharp texture.
+
+    The adapter's file is read again when it changes, so that both can be trained at a time.
+    """
+
+    def __init__(self, args: argparse.Namespace, vae: StarterVaeNet) -> None:
+        self.args, self.file = args, Path(args.init or args.out / "adapter.safetensors")
+        self.decode = decoders(vae, args.teachers if args.tiny > 0 else None)
+        self.net = load_prior(args.init_prior, args.widths, args.depth)
+        self.critic = PatchCritic().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.AdamW(self.critic.parameters(), lr=args.critic_lr, betas=(0.0, 0.99))
+        self.adapter, self.read_at = self._adapter(), self.file.stat().st_mtime
+
+    def _adapter(self) -> AdapterNet:
+        return load_adapter(self.file).eval().requires_grad_(False)
+
+    def pulls(self, pool: Pool, generator: torch.Generator, done: float) -> Pulls:
+        """The terms of one batch, and one step of the critic; ``done`` is the share of the run behind it."""
+        args = self.args
+        if self.file.stat().st_mtime > self.read_at:
+            self.adapter, self.read_at = self._adapter(), self.file.stat().st_mtime
+        batch = Windows(pool, generator, args.batch, each=args.windows, around=SURROUNDINGS)
+        with torch.no_grad(), amp():
+            fidelity = draw_fidelity(generator, args.batch, args.fidelity, args.share)
+            aligned = self.adapter(batch.z_lq, fidelity).latents.float()
+        everything = slice(0, None)
+        before, z_hq = (batch.cut(z, everything, SURROUNDINGS) for z in (batch.z_lq, batch.z_hq))
+        with amp():
+            z = self.net(batch.cut(aligned, everything, SURROUNDINGS))
+        leaf = z.detach().float().requires_grad_()
+        with amp():
+            windows = batch.decode(self.decode, leaf)
+        losses = picture_losses(windows) | {"latent": relative(leaf, z_hq, before)}
+        wanted = torch.autograd.grad(weighted(losses, WEIGHTS), leaf, retain_graph=True)[0]
+        if args.adversarial > 0 and windows[0].kind == KINDS[0]:
+            share = args.adversarial * min(1.0, 10 * done)  # the critic learns first
+            losses["adversary"], pull = self._pull(leaf, windows[0], batch, share * wanted.norm())
+            losses["critic"] = self._judge(windows[0], batch)
+            wanted = wanted + pull
+        return Pulls(losses, [z], [wanted.to(z.dtype)])
+
+    def _pull(self, leaf: Tensor, restored: Decoded, batch: Windows, size: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the critic holds against the restored windows, its gradient at the leaf scaled to a norm of ``size``)."""
+        with amp():
+            loss = restorer_loss(self.critic, restored.restored, batch.places(restored.rows, 2))
+        pull = torch.autograd.grad(loss, leaf, retain_graph=True)[0]
+        return loss.detach(), pull * (size / pull.norm().clamp_min(1e-12))
+
+    def _judge(self, restored: Decoded, batch: Windows) -> Tensor:
+        """One step of the critic. Real windows are decoded too, so that it cannot judge by the decoder's marks."""
+        with torch.no_grad(), amp():
+            real = self.decode[KINDS[0]](batch.cut(batch.z_hq, restored.rows)).float()
+        self.optimizer.zero_grad(set_to_none=True)
+        with amp():
+            loss = critic_loss(self.critic, restored.restored, real, batch.places(restored.rows, 2))
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def restorer(self, average: nn.Module) -> tuple[Any, Any]:
+        """(adapter, prior) as a user would run them."""
+        return self.adapter, average
+
+    def state(self) -> dict[str, Any]:
+        return {"critic": self.critic.state_dict(), "critic_optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["critic_optimizer"])

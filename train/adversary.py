@@ -23,7 +23,8 @@ class PatchCritic(nn.Module):
         super().__init__()
         sizes = ((14, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 4 * width, 1))
         self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 3, stride=s, padding=1)) for a, b, s in sizes)
-        self.out = spectral_norm(nn.Conv2d(4 * width, 1, 3, padding=1))
+        # Blurred and sharp windows differ by little: only a free last layer lets the scores part.
+        self.out = nn.Conv2d(4 * width, 1, 3, padding=1)
 
     def forward(self, windows: Tensor, places: Tensor) -> Tensor:
         x = torch.cat([F.pixel_unshuffle(windows * 2 - 1, 2), places], dim=1)

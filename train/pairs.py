@@ -127,13 +127,11 @@ class Pool:
 
     def refresh(self) -> int:
         """Take in new shards; returns how many there are."""
-        files = sorted(self.folder.glob("*.safetensors"))
-        for path in files:
-            if path not in self.latents:
-                with safe_open(str(path), framework="pt") as file:
-                    self.latents[path] = (file.get_tensor("z_hq"), file.get_tensor("z_lq"))
-        self.shards = {kind: [p for p in files if p.name.startswith(f"{kind}_")] for kind in KINDS}
-        return len(files)
+        self.shards = {kind: sorted(self.folder.glob(f"{kind}_*.safetensors")) for kind in KINDS}
+        for path in [p for files in self.shards.values() for p in files if p not in self.latents]:
+            with safe_open(str(path), framework="pt") as file:
+                self.latents[path] = (file.get_tensor("z_hq"), file.get_tensor("z_lq"))
+        return len(self.latents)
 
     def draw(self, generator: torch.Generator, count: int) -> list[Sample]:
         """``count`` samples; those of one kind stand together, the starter's first. Raises InputError without shards."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,71 @@ def test_the_committed_configs_fit_their_trainers(
     monkeypatch.setattr("sys.argv", [module, *rest, "--config", str(file)])
     with pytest.raises(Parsed):
         importlib.import_module(module).main()
+
+
+@pytest.fixture
+def stage_args(tmp_path: Path) -> argparse.Namespace:
+    """Options of the starter restorer's trainer over two shards, with a small adapter and codebook in place."""
+    torch.manual_seed(9)
+    for kind in pairs.KINDS:
+        z_hq = torch.randn(2, 4, 64, 64).half()
+        sharp = torch.randint(0, 256, (2, 3, 512, 512), dtype=torch.uint8)
+        z_lq = (z_hq + 0.5 * torch.randn_like(z_hq))[:, None].contiguous()
+        save_file({"sharp": sharp, "z_hq": z_hq, "z_lq": z_lq}, str(tmp_path / f"{kind}_0.safetensors"))
+    small = AdapterNet(width=16, coarse=16, deep=16, code_width=8, entries=8, depth=1)
+    for name in ("codebook", "adapter"):
+        checkpoint.save(tmp_path / f"{name}.safetensors", "adapter", small, small.config)
+    return argparse.Namespace(
+        out=tmp_path, init=None, init_prior=None, teachers=None, tiny=0.0, depth=1, deep_depth=1, widths=[8, 8, 8], batch=2,
+        windows=2, fidelity=0.75, share=0.5, identity_weight=0.0, features_weight=0.0, adversarial=1.0, critic_lr=1e-3,
+    )  # fmt: skip
+
+
+class _Vae(nn.Module):
+    """Decodes three of four latent channels by enlarging them."""
+
+    def decoder(self, latents: Tensor) -> Tensor:
+        return enlarge(latents[:, :3])
+
+
+def descend(net: nn.Module, pulls: starter_stages.Pulls) -> list[Tensor]:
+    """The gradients that one step's work sends into the network."""
+    net.zero_grad(set_to_none=True)
+    torch.autograd.backward(pulls.roots, pulls.gradients)
+    return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+
+def test_the_adapter_stage_pulls_by_every_term(stage_args: argparse.Namespace) -> None:
+    stage = starter_stages.AdapterStage(stage_args, _Vae())
+    pool = pairs.Pool(stage_args.out)
+    pulls = stage.pulls(pool, torch.Generator().manual_seed(0), 0.5)
+    assert set(pulls.losses) == {"pixel", "decibel", "ssim", "latent", "anchor"}
+    assert any(float(g.abs().sum()) > 0 for g in descend(stage.net, pulls))
+    stage_args.identity_weight = 0.1
+    with pytest.raises(SystemExit, match="need --teachers"):
+        starter_stages.AdapterStage(stage_args, _Vae())
+
+
+def test_the_prior_stage_learns_with_its_critic_behind_the_newest_adapter(stage_args: argparse.Namespace) -> None:
+    stage = starter_stages.PriorStage(stage_args, _Vae())
+    pool, draw = pairs.Pool(stage_args.out), lambda: torch.Generator().manual_seed(0)
+    critic = [p.clone() for p in stage.critic.parameters()]
+    calm, pulled = stage.pulls(pool, draw(), 0.0), stage.pulls(pool, draw(), 1.0)
+    assert {"adversary", "critic"} <= set(pulled.losses)
+    assert any(not torch.equal(a, b) for a, b in zip(critic, stage.critic.parameters(), strict=True))
+    # the critic's pull grows from nothing to its share of all others'
+    assert pulled.roots[0].shape == (4, 4, 32, 32)
+    assert (pulled.gradients[0] - calm.gradients[0]).norm() == pytest.approx(float(calm.gradients[0].norm()), rel=0.05)
+    assert any(float(g.abs().sum()) > 0 for g in descend(stage.net, pulled))
+
+    other = AdapterNet(width=16, coarse=16, deep=16, code_width=8, entries=8, depth=1)
+    nn.init.normal_(other.mapping.correction.weight)
+    checkpoint.save(stage_args.out / "adapter.safetensors", "adapter", other, other.config)
+    os.utime(stage_args.out / "adapter.safetensors", (2e9, 2e9))
+    assert not torch.equal(stage.pulls(pool, draw(), 0.0).losses["latent"], calm.losses["latent"])
+
+    state = stage.state()
+    again = starter_stages.PriorStage(stage_args, _Vae())
+    again.load_state(state)
+    z, places = torch.rand(1, 3, 32, 32), torch.zeros(1, 2, 16, 16)
+    assert torch.equal(again.critic.eval()(z, places), stage.critic.eval()(z, places))

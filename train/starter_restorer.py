@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--features-weight", type=float, default=0.0)
     parser.add_argument("--adversarial", type=float, default=0.0, help="prior: the critic's pull as a share of all others'")
     parser.add_argument("--windows", type=int, default=2, help="prior: windows of every sample")
-    parser.add_argument("--critic-lr", type=float, default=4e-4)
+    parser.add_argument("--critic-lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = arguments.parse(parser)

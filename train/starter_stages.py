@@ -18,6 +18,7 @@ from lafr_core import checkpoint
 from lafr_core.networks.adapter import AdapterNet
 from lafr_core.networks.prior import PriorNet
 from lafr_core.networks.vae import StarterVaeNet
+from train import optimizers
 from train.adversary import PatchCritic, critic_loss, restorer_loss
 from train.mobilefacenet import load_mobilefacenet
 from train.pairs import KINDS, Pool
@@ -135,7 +136,7 @@ class PriorStage:
         self.decode = decoders(vae, args.teachers if args.tiny > 0 else None)
         self.net = load_prior(args.init_prior, args.widths, args.depth)
         self.critic = PatchCritic().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(self.critic.parameters(), lr=args.critic_lr, betas=(0.0, 0.99))
+        self.optimizer = optimizers.make("muon", self.critic, args.critic_lr, weight_decay=1e-3)
         self.adapter, self.read_at = self._adapter(), self.file.stat().st_mtime
 
     def _adapter(self) -> AdapterNet:

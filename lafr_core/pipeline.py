@@ -98,7 +98,7 @@ def restore_crops(
     with torch.no_grad():
         for start in range(0, len(faces), settings.batch_size):
             batch = crops[start : start + settings.batch_size].to(parts.device, torch.float32)
-            out = restore_pixels(batch, parts, settings.fidelity)
+            out = restore_pixels(batch, parts, settings.fidelity, settings.detail)
             out = color.match_color(out, batch, settings.color)
             out = grain.match_grain(out, batch, settings.grain)
             restored.append(out.to(crops))
@@ -108,15 +108,17 @@ def restore_crops(
     return (torch.cat(restored) if restored else crops.clone()), scored
 
 
-def restore_pixels(crops: Tensor, parts: Parts, fidelity: float) -> Tensor:
-    """Crops (B, 3, 512, 512) in [0, 1] through encode, align, prior and decode; nothing else. Result in [0, 1]."""
+def restore_pixels(crops: Tensor, parts: Parts, fidelity: float, detail: float = 1.0) -> Tensor:
+    """Crops (B, 3, 512, 512) in [0, 1] through encode, align, prior and decode; nothing else. Result in [0, 1].
+
+    ``detail`` in [0, 1]: how far the latents go from the aligned to the prior's (or the sampler's); at 0 that stage is skipped.
+    """
     latents = parts.vae.encode(crops)
     if parts.aligner is not None:
         latents = parts.aligner(latents, fidelity).latents
-    if parts.sampler is not None:
-        latents = parts.sampler(latents, crops)
-    elif parts.prior is not None:
-        latents = parts.prior(latents)
+    if detail > 0 and (parts.sampler is not None or parts.prior is not None):
+        finished = parts.sampler(latents, crops) if parts.sampler is not None else parts.prior(latents)  # type: ignore[misc]
+        latents = finished if detail == 1 else torch.lerp(latents, finished, detail)
     return parts.vae.decode(latents)
 
 

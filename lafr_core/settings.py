@@ -108,6 +108,11 @@ class RestoreSettings:
         4, "Faces at a time", "Faces per forward pass. Memory grows with this, not with the number of faces.",
         low=1, high=64, step=1,
     )  # fmt: skip
+    detail: float = option(
+        1.0, "Detail",
+        "How much of what the prior adds is kept: 0 = only what the photo supports (softer, surest), 1 = all its texture.",
+        low=0.0, high=1.0, step=0.05,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -12,7 +12,7 @@ from .settings import options
 
 Rows = tuple[tuple[str, ...], ...]
 
-MAIN: Rows = (("engine", "fidelity", "strength"), ("detector", "threshold", "color"))
+MAIN: Rows = (("engine", "fidelity", "detail", "strength"), ("detector", "threshold", "color"))
 FACES: Rows = (("sort", "top_k", "faces"), ("min_face", "max_face", "detect_side"), ("rotate", "small_faces"))
 IDENTITY: Rows = (("identity", "identity_warning"),)
 PASTE: Rows = (("mask", "feather"), ("grain", "batch_size"))

@@ -116,6 +116,27 @@ def test_the_stages_run_in_order_with_the_chosen_fidelity() -> None:
     torch.testing.assert_close(middle, torch.full((3,), 0.1 * 2.0 * 1.5 * 1.5), rtol=0, atol=1e-5)
 
 
+def test_detail_is_how_far_the_latents_go_to_the_prior() -> None:
+    images = torch.full((1, 3, 80, 80), 0.1)
+    asked: list[int] = []
+
+    class Counting(Scale):
+        def __call__(self, latents: Tensor, fidelity: float | None = None) -> Any:
+            asked.append(len(latents))
+            return super().__call__(latents)
+
+    def middle(detail: float, **finish: Any) -> float:
+        run = parts(face_at(10, 10, 60), aligner=Scale(2.0), **finish)
+        return float(restore_faces(images, run, replace(SETTINGS, detail=detail)).images[0, 0, 40, 40])
+
+    prior = Counting(1.5)
+    assert [middle(d, prior=prior) for d in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.25, 0.3], abs=1e-5)
+    assert len(asked) == 2  # at 0 it is not even asked
+    sampler = lambda latents, crops: latents * 1.5
+    assert [middle(d, sampler=sampler) for d in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.25, 0.3], abs=1e-5)
+    assert middle(0.5) == pytest.approx(0.2, abs=1e-5)  # nothing to blend with
+
+
 def test_two_faces_keep_what_belongs_to_them() -> None:
     images = torch.zeros(1, 3, 80, 160)
     images[..., :80], images[..., 80:] = 0.1, 0.3  # dark face on the left, light one on the right

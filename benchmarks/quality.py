@@ -138,7 +138,7 @@ def variants(
     """Variant -> (picture, its latents)."""
     z_lq, z_hq = vae.encode(case.low), vae.encode(case.sharp)
     z_al = adapter(z_lq, settings.fidelity).latents
-    z = prior(z_al)
+    z = torch.lerp(z_al, prior(z_al), settings.detail)
 
     def finished(latents: Tensor) -> Tensor:
         return match_color(vae.decode(latents), case.low, settings.color)

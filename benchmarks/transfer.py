@@ -70,7 +70,7 @@ def measure(case: Case, side: Side, settings: RestoreSettings, z_hq: Tensor) -> 
     """One face's row of COLUMNS."""
     z_lq = side.vae.encode(case.low)
     z_al = side.adapter(z_lq, settings.fidelity).latents
-    z = z_al if side.prior is None else side.prior(z_al)
+    z = z_al if side.prior is None else torch.lerp(z_al, side.prior(z_al), settings.detail)
     trip = side.vae.decode(z_lq).float()
     result = match_color(side.vae.decode(z).float(), case.low, settings.color)
     return [

@@ -118,7 +118,7 @@ def restore_pixels(crops: Tensor, parts: Parts, fidelity: float, detail: float =
         latents = parts.aligner(latents, fidelity).latents
     if detail > 0 and (parts.sampler is not None or parts.prior is not None):
         finished = parts.sampler(latents, crops) if parts.sampler is not None else parts.prior(latents)  # type: ignore[misc]
-        latents = finished if detail == 1 else torch.lerp(latents, finished, detail)
+        latents = torch.lerp(latents, finished, detail)
     return parts.vae.decode(latents)
 
 

@@ -200,6 +200,25 @@ class CloseUpStage(Stage):
 
 
 @dataclass(frozen=True)
+class LandmarkStage(Stage):
+    """The starter detector's last look, on faces only: where exactly their landmarks are."""
+
+    detector: str = ""
+    """A detector file of train.closeup, whose networks are kept."""
+    teacher: str = ""
+    """YuNet's ONNX file: the labels are averaged with its answers; empty = the labels alone."""
+    bend: float = 1.0
+    """How far a face's landmarks go towards another's at most, as a share of the way."""
+    mix: float = 0.6
+    """Share of close-ups in which two portraits fade into each other."""
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        _require(0 <= self.bend <= 1, f"{name}.bend", "a share in [0, 1]", self.bend)
+        _require(0 <= self.mix <= 1, f"{name}.mix", "a share in [0, 1]", self.mix)
+
+
+@dataclass(frozen=True)
 class EmbedderStage(Stage):
     """The starter identity embedder, distilled from MobileFaceNet."""
 
@@ -275,6 +294,7 @@ class Config:
     prior: PriorStage = field(default_factory=PriorStage)
     detector: FinderStage = field(default_factory=FinderStage)
     closeup: CloseUpStage = field(default_factory=CloseUpStage)
+    landmarks: LandmarkStage = field(default_factory=LandmarkStage)
     embedder: EmbedderStage = field(default_factory=EmbedderStage)
     loss: Loss = field(default_factory=Loss)
     log: Log = field(default_factory=Log)
@@ -283,7 +303,7 @@ class Config:
         """Return the record, or raise SettingsError naming the first value that cannot work."""
         self.data.check()
         self.network.check()
-        for name in ("codebook", "adapter", "prior", "detector", "closeup", "embedder"):
+        for name in ("codebook", "adapter", "prior", "detector", "closeup", "landmarks", "embedder"):
             getattr(self, name).check(name)
         self.log.check()
         negative = [f.name for f in fields(self.loss) if f.type == "float" and getattr(self.loss, f.name) < 0]

@@ -4,7 +4,7 @@
     python -m train.closeup --config train/configs/starter_closeup.yaml --data.source FACES --finder runs/.../finder.safetensors
 
 FACES is a folder with faces.csv (portraits and their landmarks). The last step's averaged weights become ``finder.safetensors``
-beside the checkpoints; train.closeup adds the second look and makes it the detector.
+beside the checkpoints; train.closeup adds the second look and makes it a detector, train.landmarks the last look.
 """
 
 from __future__ import annotations

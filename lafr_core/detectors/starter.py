@@ -14,8 +14,9 @@ from ..boxes import Landmarks, face_box, five, merge, suppress, usable
 from ..geometry import crop_bounds, invert, similarity, transform
 from ..networks import closeup
 from ..networks.detector import Predictions, StarterNets
+from ..networks.landmarks import template as tight_template
 from ..resample import resample
-from ..types import Face, Matrix
+from ..types import Face, Matrix, Point
 
 LEVEL_STEP = 4
 """Each pyramid level is this many times smaller than the one before."""
@@ -31,11 +32,12 @@ CANDIDATES = 100
 
 
 class StarterDetector:
-    """The starter networks as a :class:`~lafr_core.types.Detector`: find candidates, then look at each of them once more.
+    """The starter networks as a :class:`~lafr_core.types.Detector`: find candidates, then look at each of them more closely.
 
     The finder knows faces of 8 to about 200 pixels, so it sees the image and quarter-size copies of it. Every candidate is
     turned upright into a small close-up (twice, the second time with the better landmarks of the first), where a second network
-    finds the landmarks and says whether it is a face. The score is the geometric mean of both networks' scores.
+    finds the landmarks and says whether it is a face. The score is the geometric mean of both networks' scores. Of what counts
+    as a face, a third network sees a tighter close-up and has the last word on the landmarks.
     """
 
     name = "starter"
@@ -53,7 +55,7 @@ class StarterDetector:
             # The geometric mean cannot reach the threshold when the finder's score is below its square.
             found += self.candidates(level, scale, threshold**2)
         faces = self.closer(image, [face for face in merge(found) if usable(face)][:CANDIDATES])
-        return merge([face for face in faces if face.score >= threshold])
+        return self.exact(image, merge([face for face in faces if face.score >= threshold]))
 
     def candidates(self, level: Tensor, scale: tuple[float, float], threshold: float) -> list[Face]:
         """What the finder takes for faces on one pyramid level, in image pixels; ``scale`` is level pixels per image pixel."""
@@ -71,12 +73,26 @@ class StarterDetector:
 
     def closer(self, image: Tensor, faces: list[Face]) -> list[Face]:
         """The candidates with landmarks, box and score corrected by the second network."""
-        first = self._look(image, [face.landmarks for face in faces])
-        second = self._look(image, [landmarks for landmarks, _ in first])
+        if not faces:
+            return []
+        seen = [face.landmarks for face in faces]
+        for _ in range(2):
+            matrices, crops = close_ups(image, seen, closeup.template())
+            out = self.nets.close_up(crops)
+            seen = unmirrored(out.landmarks, matrices)
+        scores = out.logits.unflatten(0, (2, -1)).mean(0).sigmoid().tolist()
         return [
-            Face(face_box(landmarks), landmarks, (face.score * score) ** 0.5)
-            for face, (landmarks, score) in zip(faces, second, strict=True)
+            Face(face_box(points), points, (face.score * score) ** 0.5)
+            for face, points, score in zip(faces, seen, scores, strict=True)
         ]
+
+    def exact(self, image: Tensor, faces: list[Face]) -> list[Face]:
+        """The faces with landmarks and box corrected by the third network; as they are where the file holds none."""
+        if not faces or self.nets.landmarks is None:
+            return faces
+        matrices, crops = close_ups(image, [face.landmarks for face in faces], tight_template())
+        seen = unmirrored(self.nets.landmarks(crops), matrices)
+        return [Face(face_box(points), points, face.score) for face, points in zip(faces, seen, strict=True)]
 
     def _find(self, pixels: Tensor) -> Predictions:
         """The finder on pixels (B, 3, H, W) of any size: gray is added at the right and below up to multiples of 32."""
@@ -84,20 +100,6 @@ class StarterDetector:
         padded = F.pad(pixels, (0, -width % 32, 0, -height % 32), value=0.5)
         found: Predictions = self.nets.finder(padded.contiguous(memory_format=torch.channels_last))
         return found
-
-    def _look(self, image: Tensor, guesses: Sequence[Landmarks]) -> list[tuple[Landmarks, float]]:
-        """Landmarks and score from a close-up at each guess: the mean of what it and its mirror image show."""
-        target = closeup.template()
-        matrices = [similarity(target, guess) for guess in guesses]  # close-up -> image
-        if not matrices:
-            return []
-        crops = torch.stack([close_up(image, matrix) for matrix in matrices])
-        out = self.nets.close_up(torch.cat([crops, crops.flip(-1)]).contiguous(memory_format=torch.channels_last))
-        straight, mirrored = out.landmarks.chunk(2)
-        mirrored = torch.stack([closeup.SIDE - 1 - mirrored[..., 0], mirrored[..., 1]], dim=-1)[:, MIRRORED]
-        seen = ((straight + mirrored) / 2).tolist()
-        scores = out.logits.unflatten(0, (2, -1)).mean(0).sigmoid().tolist()
-        return [(five(transform(m, points)), score) for m, points, score in zip(matrices, seen, scores, strict=True)]
 
 
 def pyramid(image: Tensor) -> list[tuple[Tensor, tuple[float, float]]]:
@@ -111,6 +113,21 @@ def pyramid(image: Tensor) -> list[tuple[Tensor, tuple[float, float]]]:
         levels.append((small, (size[1] / width, size[0] / height)))
         shrink *= LEVEL_STEP
     return levels
+
+
+def close_ups(image: Tensor, guesses: Sequence[Landmarks], target: Sequence[Point]) -> tuple[list[Matrix], Tensor]:
+    """What puts ``target`` on each of N guesses (close-up -> image), and 2 N close-ups: as seen, then their mirror images."""
+    matrices = [similarity(target, guess) for guess in guesses]
+    crops = torch.stack([close_up(image, matrix) for matrix in matrices])
+    return matrices, torch.cat([crops, crops.flip(-1)]).contiguous(memory_format=torch.channels_last)
+
+
+def unmirrored(found: Tensor, matrices: Sequence[Matrix]) -> list[Landmarks]:
+    """Landmarks in the image: the mean of what each close-up and its mirror image show, ``found`` (2 N, 5, 2)."""
+    straight, mirrored = found.chunk(2)
+    mirrored = torch.stack([closeup.SIDE - 1 - mirrored[..., 0], mirrored[..., 1]], dim=-1)[:, MIRRORED]
+    means = ((straight + mirrored) / 2).tolist()
+    return [five(transform(matrix, points)) for matrix, points in zip(matrices, means, strict=True)]
 
 
 def close_up(image: Tensor, matrix: Matrix) -> Tensor:

@@ -1,4 +1,4 @@
-"""The starter detector's second look at a candidate: exact landmarks, and whether it is a face at all."""
+"""The starter detector's second look at a candidate: better landmarks, and whether it is a face at all."""
 
 from __future__ import annotations
 

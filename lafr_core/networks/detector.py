@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .closeup import CloseUpNet
+from .landmarks import LandmarkNet
 from .units import ConvUnit, ResidualUnit, fold_units
 
 STRIDES = (8, 16, 32)
@@ -103,10 +104,15 @@ def fold(network: StarterDetectorNet) -> StarterDetectorNet:
 
 
 class StarterNets(nn.Module):
-    """The two networks of the starter detector: the finder and its second look. ``config`` rebuilds it."""
+    """The starter detector's finder, its second look and, unless it is not trained yet, its last. ``config`` rebuilds it."""
 
-    def __init__(self, finder: Mapping[str, Any], close_up: Mapping[str, Any]) -> None:
+    def __init__(
+        self, finder: Mapping[str, Any], close_up: Mapping[str, Any], landmarks: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.finder = StarterDetectorNet(**finder)
         self.close_up = CloseUpNet(**close_up)
+        self.landmarks = LandmarkNet(**landmarks) if landmarks is not None else None
         self.config = {"finder": self.finder.config, "close_up": self.close_up.config}
+        if self.landmarks is not None:
+            self.config["landmarks"] = self.landmarks.config

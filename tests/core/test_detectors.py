@@ -20,8 +20,9 @@ from lafr_core.detectors.retinaface import VARIANTS, RetinaFaceDetector, decode,
 from lafr_core.detectors.scrfd import ScrfdDetector
 from lafr_core.detectors.starter import StarterDetector, close_up, pyramid
 from lafr_core.errors import CheckpointError, DownloadError, MissingPackageError, SettingsError
-from lafr_core.geometry import similarity
+from lafr_core.geometry import similarity, transform
 from lafr_core.networks import closeup
+from lafr_core.networks import landmarks as last_look
 from lafr_core.networks.detector import StarterDetectorNet, StarterNets, cells, fold
 from lafr_core.settings import DETECTORS, RestoreSettings
 from lafr_core.types import Detector, Face
@@ -30,7 +31,7 @@ SMALL = {"widths": (4, 6, 8, 10), "depths": (1, 1, 1, 1), "neck": 8}
 
 
 def small_nets() -> StarterNets:
-    return StarterNets(SMALL, {"widths": (4, 6, 8, 10)})
+    return StarterNets(SMALL, {"widths": (4, 6, 8, 10)}, {"widths": (4, 6, 8, 10), "neck": 8})
 
 
 def write_starter(path: Path) -> Path:
@@ -98,6 +99,67 @@ def test_folding_the_second_look_keeps_its_output() -> None:
     x = torch.rand(2, 3, 64, 64)
     for old, new in zip(network(x), closeup.fold(network)(x), strict=True):
         assert torch.allclose(old, new, atol=1e-3)
+
+
+def test_folding_the_last_look_keeps_its_output() -> None:
+    network = last_look.LandmarkNet((4, 6, 8, 10), neck=8, norm=True)
+    for _ in range(3):
+        network(torch.rand(4, 3, 64, 64))
+    network.eval()
+    x = torch.rand(2, 3, 64, 64)
+    folded = last_look.fold(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert torch.allclose(network(x), folded(x), atol=1e-3)
+
+
+class Fixed(nn.Module):
+    """Answers with the same tensor whatever it is given."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return self.answer.expand(len(seen), *self.answer.shape[1:])
+
+
+def test_a_landmark_is_the_mean_of_the_places_that_sure_cells_point_at() -> None:
+    network = last_look.LandmarkNet((4, 6, 8, 10), neck=8)
+    maps = torch.zeros(1, 15, 16, 16)
+    network.head = Fixed(maps)  # type: ignore[assignment]
+    pixels = torch.rand(1, 3, 64, 64)
+    # No evidence: about where the template has them; the border cuts the prior's bells off a little.
+    assert torch.allclose(network(pixels)[0], torch.tensor(last_look.template()), atol=3.0)
+    maps[0, 2, 3, 5] = 1000.0  # all evidence for the nose in one cell of four pixels: its middle
+    assert network(pixels)[0, 2].tolist() == pytest.approx([4 * 5 + 1.5, 4 * 3 + 1.5])
+    maps[0, 5 + 2 * 2, 3, 5], maps[0, 5 + 2 * 2 + 1, 3, 5] = 0.5, -2.0  # it points half a cell right and two cells up
+    assert network(pixels)[0, 2].tolist() == pytest.approx([4 * 5 + 1.5 + 2, 4 * 3 + 1.5 - 8])
+    expected = last_look.cells(maps.device)[1][2].view(16, 16)
+    maps[0, 2, 3, 7] = 1000.0 + float(expected[3, 5] - expected[3, 7])  # as much evidence two cells further right
+    assert network(pixels)[0, 2, 0].item() == pytest.approx((4 * 5 + 1.5 + 2 + 4 * 7 + 1.5) / 2, abs=0.01)
+
+
+def test_the_last_look_has_the_last_word_on_landmarks_and_none_on_scores() -> None:
+    nets = small_nets()
+    image, places = torch.rand(3, 90, 120), landmarks_in((30.0, 20.0, 70.0, 80.0))
+    faces = [Face(face_box(places), places, 0.9)]
+    shown = torch.tensor(last_look.template()) + torch.rand(5, 2)
+    nets.landmarks = Fixed(shown[None])  # type: ignore[assignment]
+    (face,) = StarterDetector(nets, torch.device("cpu")).exact(image, faces)
+    turned = torch.stack([63 - shown[:, 0], shown[:, 1]], dim=-1)[[1, 0, 2, 4, 3]]  # what the mirror image's answer stands for
+    wanted = transform(similarity(last_look.template(), places), ((shown + turned) / 2).tolist())
+    assert np.allclose(face.landmarks, wanted, atol=1e-4)
+    assert face.score == 0.9 and face.box == face_box(face.landmarks)
+    nets.landmarks = None
+    assert StarterDetector(nets, torch.device("cpu")).exact(image, faces) == faces
+
+
+def test_a_file_without_the_last_look_is_a_detector_too(tmp_path: Path) -> None:
+    nets = StarterNets(SMALL, {"widths": (4, 6, 8, 10)})
+    assert set(nets.config) == {"finder", "close_up"}
+    checkpoint.save(tmp_path / "two.safetensors", "detector", nets, nets.config)
+    detector = open_detector("starter", weights=tmp_path / "two.safetensors")
+    assert detector(torch.rand(3, 70, 80), 0.0001)
 
 
 def test_a_close_up_shows_the_landmarks_where_its_template_has_them() -> None:

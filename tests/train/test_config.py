@@ -45,6 +45,7 @@ def test_yaml_round_trip_is_exact(tmp_path: Path) -> None:
         (["--prior.timestep", "1000"], "0 to 999"),
         (["--closeup.optimizer", "sgd"], r"closeup\.optimizer: expected adamw, adamw8bit or muon, got sgd"),
         (["--detector.canvas", "100"], r"detector\.canvas: expected a positive multiple of 32, got 100"),
+        (["--landmarks.mix", "1.5"], r"landmarks\.mix: expected a share in \[0, 1\], got 1\.5"),
         (["--loss.pixel", "-1"], r"loss\.pixel: expected 0 or more"),
         (["--network.top_k", "5000"], "1 to network.entries = 1024"),
         (["adapter"], "expected --section.name value, got 'adapter'"),

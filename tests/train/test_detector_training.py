@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,15 +19,16 @@ from benchmarks.embedder import area_under_curve
 from lafr_core import checkpoint
 from lafr_core.boxes import face_box, overlap
 from lafr_core.detectors import open_detector
-from lafr_core.errors import CheckpointError
+from lafr_core.errors import CheckpointError, MissingPackageError
 from lafr_core.geometry import transform
 from lafr_core.identity import open_embedder
-from lafr_core.networks import closeup
+from lafr_core.networks import closeup, landmarks
 from lafr_core.networks.detector import Predictions
 from train import checkpoints, composites, config, loop
 from train import closeup as closeup_training
 from train import detector as detector_training
 from train import embedder as embedder_training
+from train import landmarks as landmark_training
 from train.faces import read_split
 
 POINTS = ((150.0, 170.0), (230.0, 160.0), (195.0, 215.0), (165.0, 260.0), (235.0, 250.0))
@@ -197,6 +200,7 @@ def test_the_list_of_crowded_portraits_names_real_files(faces_folder: Path) -> N
 RUNS: dict[str, Callable[[config.Config], Path]] = {
     "detector": detector_training.run,
     "closeup": closeup_training.run,
+    "landmarks": landmark_training.run,
     "embedder": embedder_training.run,
 }
 
@@ -209,7 +213,9 @@ def settings(source: Path, out: Path, stage: str, **overrides: object) -> config
     return config.parse([part for key, value in values.items() for part in (f"--{key}", str(value))])
 
 
-@pytest.mark.parametrize(("stage", "optimizer"), [("detector", "adamw"), ("closeup", "muon"), ("embedder", "muon")])
+@pytest.mark.parametrize(
+    ("stage", "optimizer"), [("detector", "adamw"), ("closeup", "muon"), ("landmarks", "muon"), ("embedder", "muon")]
+)
 def test_a_stopped_run_goes_on_to_the_same_file(
     portraits: Path,
     tmp_path: Path,
@@ -221,9 +227,8 @@ def test_a_stopped_run_goes_on_to_the_same_file(
     monkeypatch.setattr(embedder_training, "load_mobilefacenet", lambda _: lambda crops: crops.mean(1).flatten(1)[:, :128])
     # Mixing needs two people: the one photo twice.
     monkeypatch.setattr(embedder_training, "labelled_photos", lambda data: read_split(Path(data.source), "train") * 2)
-    conf = settings(
-        portraits, tmp_path, stage, **{f"{stage}.optimizer": optimizer, "closeup.finder": random_weights["detector"]}
-    )
+    given = {"closeup.finder": random_weights["detector"], "landmarks.detector": random_weights["detector"]}
+    conf = settings(portraits, tmp_path, stage, **{f"{stage}.optimizer": optimizer, **given})
     path = RUNS[stage](conf)
     whole, written = checkpoints.load_state(tmp_path / stage / "step_00000004"), load_file(path)
     assert (tmp_path / stage / "files.txt").read_text().splitlines()[0] == "drawn.png"
@@ -232,7 +237,7 @@ def test_a_stopped_run_goes_on_to_the_same_file(
     assert RUNS[stage](conf) == path
     assert same(whole, checkpoints.load_state(tmp_path / stage / "step_00000004")) == []
     assert same(written, load_file(path)) == []
-    if stage == "closeup":
+    if stage in ("closeup", "landmarks"):
         assert open_detector("starter", weights=path).name == "starter"
     if stage == "embedder":
         assert open_embedder(path, "cpu") is not None
@@ -265,6 +270,112 @@ def test_going_on_starts_from_the_given_second_look(portraits: Path, tmp_path: P
     conf = settings(portraits, tmp_path / "no", "closeup", **{"closeup.finder": tmp_path / "finder.safetensors", **still})
     with pytest.raises(CheckpointError, match="holds a finder alone"):
         closeup_training.run(conf)
+
+
+def test_the_last_look_joins_the_given_networks(portraits: Path, tmp_path: Path, random_weights: dict[str, Path]) -> None:
+    given = random_weights["detector"]
+    path = landmark_training.run(settings(portraits, tmp_path, "landmarks", **{"landmarks.detector": given}))
+    before, after = load_file(given), load_file(path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {name.partition(".")[0] for name in after.keys() - before.keys()} == {"landmarks"}
+    finder, _, _ = closeup_training.open_finder(given)
+    checkpoint.save(tmp_path / "finder.safetensors", "detector", finder, finder.config)
+    with pytest.raises(CheckpointError, match="holds a finder alone; give a whole detector"):
+        landmark_training.run(
+            settings(portraits, tmp_path, "landmarks", **{"landmarks.detector": tmp_path / "finder.safetensors"})
+        )
+
+
+# --- faces of the last look ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def faces(library: composites.Library) -> landmark_training.Portraits:
+    return landmark_training.Portraits(library, landmark_training.given)
+
+
+@pytest.mark.parametrize("shape_noise", [0.0, 1.0])
+def test_labels_of_bent_and_mixed_faces_lie_on_the_pixels(faces: landmark_training.Portraits, shape_noise: float) -> None:
+    for seed in range(4):
+        image, points = landmark_training.close_up(np.random.default_rng(seed), faces, bend=shape_noise, mix=0.5)
+        for point, colour in zip(points, COLOURS, strict=True):
+            assert disc_centre(np.asarray(image), colour) == pytest.approx(tuple(point), abs=0.8)
+
+
+def test_moving_landmarks_carries_them_exactly_and_leaves_what_is_far() -> None:
+    points = np.asarray(landmarks.template())
+    moves = np.random.default_rng(0).normal(0, 2, (5, 2))
+    moved = landmark_training.carried(np.concatenate([points, [[500.0, 500.0]]]), points, moves)
+    assert np.allclose(moved[:5], points + moves, atol=0.02)
+    assert np.allclose(moved[5], 500)
+    assert np.array_equal(landmark_training.carried(points, points, np.zeros((5, 2))), points)
+
+
+def test_two_portraits_meet_at_one_shape(faces: landmark_training.Portraits) -> None:
+    """Two people whose landmarks differ: where both are seen, the discs of either lie on the same points."""
+    other = faces.points[0] + np.asarray([[1.5, 0], [0, 1.5], [-1.5, 0], [0, -1.5], [1.5, 1.5]])
+    both = object.__new__(landmark_training.Portraits)
+    away = (landmark_training.WIDE - 1) / 2 - landmark_training.FINER * (closeup.SIDE - 1) / 2
+    drawn = Image.new("RGB", (landmark_training.WIDE, landmark_training.WIDE), (90, 90, 90))
+    for (x, y), colour in zip(other * landmark_training.FINER + away, COLOURS, strict=True):
+        ImageDraw.Draw(drawn).ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+    both.views = torch.stack([faces.views[0], torch.from_numpy(np.asarray(drawn).copy()).permute(2, 0, 1)])
+    both.points = np.stack([faces.points[0], other])
+    for seed in range(6):
+        image, points = landmark_training.close_up(np.random.default_rng(seed), both, bend=1.0, mix=1.0)
+        for point, colour in zip(points, COLOURS, strict=True):
+            assert disc_centre(np.asarray(image), colour) == pytest.approx(tuple(point), abs=0.8)
+
+
+def test_the_error_counts_in_each_faces_own_eye_distance() -> None:
+    points = torch.tensor(landmarks.template())[None].repeat(2, 1, 1)
+    points[1] = (points[1] - 31.5) / 2 + 31.5  # half as large
+    off = points + torch.tensor([3.0, 4.0])
+    assert landmark_training.error(off, points).item() == pytest.approx((5 / 24 + 5 / 12) / 2, rel=1e-3)
+
+
+class FakeYuNet:
+    """Stands for cv2.FaceDetectorYN: the labels, 4 pixels to the right in whatever it sees, and a face elsewhere."""
+
+    mirror_blind = False
+
+    def __init__(self) -> None:
+        self.size = (0, 0)
+
+    @classmethod
+    def create(cls, *_: object) -> FakeYuNet:
+        return cls()
+
+    def setInputSize(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def detect(self, bgr: np.ndarray) -> tuple[int, np.ndarray]:
+        assert bgr.shape[:2] == self.size[::-1]
+        red = bgr[..., ::-1].astype(int)
+        mirrored = disc_centre(red, COLOURS[0])[0] > disc_centre(red, COLOURS[1])[0]
+        scale = self.size[0] / 400
+        points = (np.asarray(POINTS) + 0.5) * scale - 0.5
+        if mirrored:
+            points = landmark_training.mirrored(points, self.size[0])
+        rows = np.zeros((2, 15), np.float32)
+        rows[0, 4:14] = 3.0
+        rows[1, 4:14] = (points + (4 * scale, 0)).ravel()
+        return 1, rows[:1] if mirrored and self.mirror_blind else rows
+
+
+def test_labels_settle_between_what_the_teacher_says_of_a_photo_and_of_its_mirror_image(
+    portraits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photo,) = read_split(portraits, "train")
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(FaceDetectorYN=FakeYuNet))
+    labels = landmark_training.settled(Path("yunet.onnx"))
+    # +4 pixels as it is and -4 in the mirror cancel out; all sizes agree.
+    assert np.allclose(labels(photo), POINTS, atol=0.05)
+    monkeypatch.setattr(FakeYuNet, "mirror_blind", True)  # what is left is another face's: the label and two answers count
+    assert np.allclose(labels(photo), np.asarray(POINTS) + (4 * 2 / 3, 0), atol=0.05)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MissingPackageError, match="needs OpenCV"):
+        landmark_training.settled(Path("yunet.onnx"))
 
 
 def test_averages_take_the_normalisation_statistics_along() -> None:

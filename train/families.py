@@ -125,7 +125,7 @@ def windowed(photo: Photo, seed: list[int], versions: int, window: int, encode: 
 def stored_pairs(folder: Path) -> Pairs:
     """All of ``train.pairs``' shards for a donor: each latent twice, as the family's and as the starter's."""
     pool = Pool(folder)
-    z_hq, z_lq = (torch.cat(parts) for parts in zip(*(pool.latents[path] for path in pool.shards), strict=True))
+    z_hq, z_lq = (torch.cat(parts) for parts in zip(*pool.latents.values(), strict=True))
     return Pairs(torch.cat([z_hq, z_hq], 1), torch.cat([z_lq, z_lq], 2), torch.zeros(len(z_hq), 2, dtype=torch.int64))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lafr_core.latents import family
@@ -103,6 +104,17 @@ def test_pairs_are_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0000.safetensors", "0030.safetensors"]
     again = families.make_pairs(photos, pytest.fail, tmp_path, count=32, versions=2, window=256, seed=3)  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
+
+
+def test_a_donors_pairs_are_all_shards_as_both_families(tmp_path: Path) -> None:
+    shards = {"starter_0": torch.rand(2, 4, 8, 8).half(), "starter_1": torch.rand(1, 4, 8, 8).half()}
+    for name, z_hq in shards.items():
+        tensors = {"z_hq": z_hq, "z_lq": torch.stack([z_hq, z_hq + 1, z_hq + 2], 1)}
+        save_file(tensors, str(tmp_path / f"{name}.safetensors"))
+    pairs = families.stored_pairs(tmp_path)
+    whole = torch.cat(list(shards.values()))
+    assert torch.equal(pairs.z_hq, torch.cat([whole, whole], 1))
+    assert pairs.z_lq.shape == (3, 3, 8, 8, 8) and torch.equal(pairs.z_lq[:, 2, 4:], whole + 2)
 
 
 def test_windows_are_cut_alike_from_all_versions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,8 +205,6 @@ class LandmarkStage(Stage):
 
     detector: str = ""
     """A detector file of train.closeup, whose networks are kept."""
-    teacher: str = ""
-    """YuNet's ONNX file: the labels are averaged with its answers; empty = the labels alone."""
     bend: float = 1.0
     """How far a face's landmarks go towards another's at most, as a share of the way."""
     mix: float = 0.6

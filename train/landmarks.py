@@ -9,7 +9,7 @@ FACES is a folder with faces.csv, FILE a detector of train.closeup. The last ste
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lafr_core import checkpoint
-from lafr_core.errors import CheckpointError, MissingPackageError
+from lafr_core.errors import CheckpointError
 from lafr_core.geometry import similarity, transform
 from lafr_core.networks.closeup import SIDE
 from lafr_core.networks.detector import StarterNets
@@ -30,7 +30,6 @@ from lafr_core.networks.landmarks import EYES, LandmarkNet, fold, template
 from . import checkpoints
 from .composites import Library, degrade_picture, open_library
 from .config import Config
-from .faces import Photo, load_pixels
 from .loop import NetworkTask, train
 from .parts import averaged
 from .run import command
@@ -44,13 +43,6 @@ FINER = 1.5
 SPREAD = 0.6 * EYES
 """How far the move of one landmark carries its surroundings along: standard deviation in pixels of the close-up."""
 
-
-SIZES = (0.85, 1.0)
-"""Sizes at which the teacher sees a photo, as shares of its own; each as it is and mirrored."""
-
-AGREED = 0.2
-"""Answers of the teacher further from the label than this share of the eye distance are about another face, or none."""
-
 Points = NDArray[np.float64]
 """(..., 2): (x, y) in pixels."""
 
@@ -58,65 +50,19 @@ Points = NDArray[np.float64]
 class Portraits:
     """The faces of a library, upright at the template: what close-ups are bent from."""
 
-    def __init__(self, library: Library, labels: Callable[[Photo], Points]) -> None:
+    def __init__(self, library: Library) -> None:
         self.pictures = library.pictures
         away = (WIDE - 1) / 2 - FINER * (SIDE - 1) / 2
         finer = [(FINER * x + away, FINER * y + away) for x, y in template()]
         views, points = [], []
         for index, photo in enumerate(library.photos):
-            known = labels(photo)
-            matrix = similarity(known.tolist(), finer)
+            matrix = similarity(photo.landmarks, finer)
             views.append(np.asarray(library.view(index, matrix, (WIDE, WIDE))).transpose(2, 0, 1))
-            points.append((np.asarray(transform(matrix, known.tolist())) - away) / FINER)
+            points.append((np.asarray(transform(matrix, photo.landmarks)) - away) / FINER)
         self.views = torch.from_numpy(np.stack(views))
         """(N, 3, WIDE, WIDE) uint8."""
         self.points = np.stack(points)
         """(N, 5, 2): landmarks in pixels of an unmoved close-up."""
-
-
-def given(photo: Photo) -> Points:
-    """The photo's own labels (5, 2)."""
-    return np.asarray(photo.landmarks)
-
-
-def settled(teacher: Path) -> Callable[[Photo], Points]:
-    """Labels (5, 2) averaged with what YuNet (``teacher``, its ONNX file) says of the photo at some sizes and mirrored.
-
-    The labels are a detector's answers themselves, and these change by 3 to 5 % of the eye distance with the photo's size or in
-    the mirror: their mean is what can be learnt. Raises MissingPackageError without OpenCV.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingPackageError("landmarks.teacher needs OpenCV; install opencv-python or leave it out") from error
-    network = cv2.FaceDetectorYN.create(str(teacher), "", (320, 320), 0.3)
-
-    def answer(pixels: NDArray[np.uint8], middle: Points) -> Points | None:
-        network.setInputSize((pixels.shape[1], pixels.shape[0]))
-        _, faces = network.detect(np.ascontiguousarray(pixels[..., ::-1]))
-        if faces is None:
-            return None
-        found = faces[:, 4:14].reshape(-1, 5, 2).astype(np.float64)
-        return np.asarray(found[np.linalg.norm(found.mean(1) - middle, axis=-1).argmin()])
-
-    def labels(photo: Photo) -> Points:
-        label, image = given(photo), Image.fromarray(load_pixels(photo))
-        answers, eyes = [label], np.linalg.norm(label[1] - label[0])
-        for size in SIZES:
-            small = image.resize((round(image.width * size), round(image.height * size)), Image.Resampling.BICUBIC)
-            scale = np.asarray(small.size) / image.size
-            expected = (label + 0.5) * scale - 0.5
-            for mirror in (False, True):
-                pixels = np.asarray(small)[:, ::-1] if mirror else np.asarray(small)
-                found = answer(pixels, (mirrored(expected, small.width) if mirror else expected).mean(0))
-                if found is None:
-                    continue
-                found = ((mirrored(found, small.width) if mirror else found) + 0.5) / scale - 0.5
-                if np.linalg.norm(found - label, axis=-1).mean() < AGREED * eyes:
-                    answers.append(found)
-        return np.mean(answers, axis=0)
-
-    return labels
 
 
 def mirrored(points: Points, width: int) -> Points:
@@ -216,10 +162,8 @@ def run(config: Config) -> Path:
     if "close_up" not in stored.config:
         raise CheckpointError(f"landmarks.detector: {source} holds a finder alone; give a whole detector")
     nets = checkpoint.open_network(source, "detector", StarterNets)
-    labels = settled(Path(config.landmarks.teacher)) if config.landmarks.teacher else given
-    samples = CloseUps(config, Portraits(open_library(config.data), labels))
     task = LandmarkTask(config)
-    last = train(task, config.landmarks, config, samples)
+    last = train(task, config.landmarks, config, CloseUps(config, Portraits(open_library(config.data))))
     task.load_weights(averaged(checkpoints.load_state(last)))
     path = last.parent / "detector.safetensors"
     save_detector(path, nets, fold(task.model), config, stored.notes)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from benchmarks.embedder import area_under_curve
 from lafr_core import checkpoint
 from lafr_core.boxes import face_box, overlap
 from lafr_core.detectors import open_detector
-from lafr_core.errors import CheckpointError, MissingPackageError
+from lafr_core.errors import CheckpointError
 from lafr_core.geometry import transform
 from lafr_core.identity import open_embedder
 from lafr_core.networks import closeup, landmarks
@@ -291,7 +289,7 @@ def test_the_last_look_joins_the_given_networks(portraits: Path, tmp_path: Path,
 
 @pytest.fixture(scope="module")
 def faces(library: composites.Library) -> landmark_training.Portraits:
-    return landmark_training.Portraits(library, landmark_training.given)
+    return landmark_training.Portraits(library)
 
 
 @pytest.mark.parametrize("shape_noise", [0.0, 1.0])
@@ -332,50 +330,6 @@ def test_the_error_counts_in_each_faces_own_eye_distance() -> None:
     points[1] = (points[1] - 31.5) / 2 + 31.5  # half as large
     off = points + torch.tensor([3.0, 4.0])
     assert landmark_training.error(off, points).item() == pytest.approx((5 / 24 + 5 / 12) / 2, rel=1e-3)
-
-
-class FakeYuNet:
-    """Stands for cv2.FaceDetectorYN: the labels, 4 pixels to the right in whatever it sees, and a face elsewhere."""
-
-    mirror_blind = False
-
-    def __init__(self) -> None:
-        self.size = (0, 0)
-
-    @classmethod
-    def create(cls, *_: object) -> FakeYuNet:
-        return cls()
-
-    def setInputSize(self, size: tuple[int, int]) -> None:
-        self.size = size
-
-    def detect(self, bgr: np.ndarray) -> tuple[int, np.ndarray]:
-        assert bgr.shape[:2] == self.size[::-1]
-        red = bgr[..., ::-1].astype(int)
-        mirrored = disc_centre(red, COLOURS[0])[0] > disc_centre(red, COLOURS[1])[0]
-        scale = self.size[0] / 400
-        points = (np.asarray(POINTS) + 0.5) * scale - 0.5
-        if mirrored:
-            points = landmark_training.mirrored(points, self.size[0])
-        rows = np.zeros((2, 15), np.float32)
-        rows[0, 4:14] = 3.0
-        rows[1, 4:14] = (points + (4 * scale, 0)).ravel()
-        return 1, rows[:1] if mirrored and self.mirror_blind else rows
-
-
-def test_labels_settle_between_what_the_teacher_says_of_a_photo_and_of_its_mirror_image(
-    portraits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (photo,) = read_split(portraits, "train")
-    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(FaceDetectorYN=FakeYuNet))
-    labels = landmark_training.settled(Path("yunet.onnx"))
-    # +4 pixels as it is and -4 in the mirror cancel out; all sizes agree.
-    assert np.allclose(labels(photo), POINTS, atol=0.05)
-    monkeypatch.setattr(FakeYuNet, "mirror_blind", True)  # what is left is another face's: the label and two answers count
-    assert np.allclose(labels(photo), np.asarray(POINTS) + (4 * 2 / 3, 0), atol=0.05)
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingPackageError, match="needs OpenCV"):
-        landmark_training.settled(Path("yunet.onnx"))
 
 
 def test_averages_take_the_normalisation_statistics_along() -> None:

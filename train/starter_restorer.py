@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.6)
     parser.add_argument("--identity-weight", type=float, default=0.0)
     parser.add_argument("--features-weight", type=float, default=0.0)
+    parser.add_argument("--sharpness", type=float, default=0.1, help="prior: weight of the edge energy that regression loses")
     parser.add_argument("--adversarial", type=float, default=0.0, help="prior: the critic's pull as a share of all others'")
     parser.add_argument("--windows", type=int, default=2, help="prior: windows of every sample")
     parser.add_argument("--critic-lr", type=float, default=1e-3)

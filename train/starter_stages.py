@@ -20,6 +20,7 @@ from lafr_core.networks.prior import PriorNet
 from lafr_core.networks.vae import StarterVaeNet
 from train import optimizers
 from train.adversary import PatchCritic, critic_loss, restorer_loss
+from train.losses import sharpness
 from train.mobilefacenet import load_mobilefacenet
 from train.pairs import KINDS, Pool
 from train.thumbnail import identity_losses, open_thumbnail
@@ -134,6 +135,7 @@ class PriorStage:
     def __init__(self, args: argparse.Namespace, vae: StarterVaeNet) -> None:
         self.args, self.file = args, Path(args.init or args.out / "adapter.safetensors")
         self.decode = decoders(vae, args.teachers if args.tiny > 0 else None)
+        self.weights = WEIGHTS | {"sharpness": args.sharpness}
         self.net = load_prior(args.init_prior, args.widths, args.depth)
         self.critic = PatchCritic().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optimizers.make("muon", self.critic, args.critic_lr, weight_decay=1e-3)
@@ -159,11 +161,16 @@ class PriorStage:
         with amp():
             windows = batch.decode(self.decode, leaf)
         losses = picture_losses(windows) | {"latent": relative(leaf, z_hq, before)}
-        wanted = torch.autograd.grad(weighted(losses, WEIGHTS), leaf, retain_graph=True)[0]
+        with torch.no_grad(), amp():  # decoded as well: what the decoder cannot show is not asked for
+            real = [self.decode[w.kind](batch.cut(batch.z_hq, w.rows)).float() for w in windows]
+        shares = [len(w.restored) / len(leaf) for w in windows]
+        parts = [sharpness(w.restored, r) * share for w, r, share in zip(windows, real, shares, strict=True)]
+        losses["sharpness"] = torch.stack(parts).sum()
+        wanted = torch.autograd.grad(weighted(losses, self.weights), leaf, retain_graph=True)[0]
         if args.adversarial > 0 and windows[0].kind == KINDS[0]:
             share = args.adversarial * min(1.0, 10 * done)  # the critic learns first
             losses["adversary"], pull = self._pull(leaf, windows[0], batch, share * wanted.norm())
-            losses["critic"] = self._judge(windows[0], batch)
+            losses["critic"] = self._judge(windows[0], real[0], batch)
             wanted = wanted + pull
         return Pulls(losses, [z], [wanted.to(z.dtype)])
 
@@ -174,10 +181,8 @@ class PriorStage:
         pull = torch.autograd.grad(loss, leaf, retain_graph=True)[0]
         return loss.detach(), pull * (size / pull.norm().clamp_min(1e-12))
 
-    def _judge(self, restored: Decoded, batch: Windows) -> Tensor:
+    def _judge(self, restored: Decoded, real: Tensor, batch: Windows) -> Tensor:
         """One step of the critic. Real windows are decoded too, so that it cannot judge by the decoder's marks."""
-        with torch.no_grad(), amp():
-            real = self.decode[KINDS[0]](batch.cut(batch.z_hq, restored.rows)).float()
         self.optimizer.zero_grad(set_to_none=True)
         with amp():
             loss = critic_loss(self.critic, restored.restored, real, batch.places(restored.rows, 2))

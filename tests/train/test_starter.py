@@ -23,7 +23,7 @@ from lafr_core.metrics import ssim
 from lafr_core.networks.adapter import AdapterNet
 from train import adversary, arguments, optimizers, pairs, starter_stages, thumbnail, windows
 from train.faces import Photo
-from train.losses import similarity
+from train.losses import sharpness, similarity
 
 
 def test_orthogonalised_evens_out_singular_values() -> None:
@@ -266,6 +266,18 @@ def test_relative_error_counts_mild_and_severe_alike() -> None:
     assert float(windows.relative(before / 2, target, before)) == pytest.approx(0.5)
 
 
+def test_sharpness_is_the_edge_energy_that_is_missing_or_too_much() -> None:
+    torch.manual_seed(7)
+    sharp = torch.rand(2, 3, 32, 32)
+    soft = nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1)
+    assert sharpness(sharp, sharp).item() == 0
+    assert sharpness(soft, sharp).item() > sharpness(0.5 * soft + 0.5 * sharp, sharp).item() > 0
+    assert sharpness(1.5 * sharp, sharp).item() == pytest.approx(2 * np.log(1.5), rel=0.01)
+    assert sharpness(sharp.flip(-1), sharp).item() == pytest.approx(0, abs=1e-4)  # where the energy lies is left open
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    assert sharpness(flat + 0.2 / 255 * torch.randn_like(flat), flat).item() < 0.2
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser()
     made.add_argument("--rate", type=float, default=1.0)
@@ -342,6 +354,7 @@ def stage_args(tmp_path: Path) -> argparse.Namespace:
     return argparse.Namespace(
         out=tmp_path, init=None, init_prior=None, teachers=None, tiny=0.0, depth=1, deep_depth=1, widths=[8, 8, 8], batch=2,
         windows=2, fidelity=0.75, share=0.5, identity_weight=0.0, features_weight=0.0, adversarial=1.0, critic_lr=1e-3,
+        sharpness=0.0,
     )  # fmt: skip
 
 

@@ -40,8 +40,11 @@ def _take(parser: argparse.ArgumentParser, config: Path) -> None:
             if not isinstance(value, bool):
                 raise SettingsError(f"{config}: {key}: expected true or false, got {value!r}")
         elif callable(action.type):
+            many = isinstance(action.nargs, int)
+            if many and (not isinstance(value, list) or len(value) != action.nargs):
+                raise SettingsError(f"{config}: {key}: expected a list of {action.nargs}, got {value!r}")
             try:
-                value = action.type(str(value))
+                value = [action.type(str(v)) for v in value] if many else action.type(str(value))
             except ValueError as error:
                 raise SettingsError(f"{config}: {key}: {error}; write it as on the command line") from error
         if action.choices is not None and value not in action.choices:

@@ -6,7 +6,7 @@
 
 Latent loss alone moves latents the right way while colours drift and edges soften, so windows of every sample are decoded and
 held to pixels and edges (train.windows), and thumbnails of every sample to the identity network (train.thumbnail). The prior
-learns behind the finished adapter and is pulled by a patch critic as well (train.adversary).
+learns behind the finished adapter and gives back the edge energy that regression loses.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def train_nets(args: argparse.Namespace) -> None:
     if args.resume and state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         stage.net.load_state_dict(state["net"]), slow.load_state_dict(state["slow"])
-        optimizer.load_state_dict(state["optimizer"]), stage.load_state(state["stage"])
+        optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         log.info("resumed at step %d", first)
     pool, generator = Pool(args.pairs, args.tiny), torch.Generator()
@@ -151,7 +151,7 @@ def train_nets(args: argparse.Namespace) -> None:
         generator.manual_seed(args.seed * 1_000_003 + step)
         if step % 100 == 0:
             pool.refresh()
-        pulls = stage.pulls(pool, generator, done)
+        pulls = stage.pulls(pool, generator)
         bad = [name for name, value in pulls.losses.items() if not bool(torch.isfinite(value))]
         if bad:
             raise SystemExit(f"step {step}: loss term {bad} is not finite; the last checkpoint in {args.out} is good")
@@ -176,9 +176,11 @@ def train_nets(args: argparse.Namespace) -> None:
             notes = {"licence": "MIT", "step": str(step), "training": settings, "validation": json.dumps(scores)}
             checkpoint.save(args.out / f"{args.stage}.safetensors", args.stage, slow, stage.net.config, notes)  # type: ignore[arg-type]
             state = {
-                "net": stage.net.state_dict(), "slow": slow.state_dict(), "optimizer": optimizer.state_dict(),
-                "stage": stage.state(), "step": step,
-            }  # fmt: skip
+                "net": stage.net.state_dict(),
+                "slow": slow.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+            }
             with atomic(state_file) as part:
                 torch.save(state, part)
         if last:
@@ -213,9 +215,7 @@ def main() -> None:
     parser.add_argument("--identity-weight", type=float, default=0.0)
     parser.add_argument("--features-weight", type=float, default=0.0)
     parser.add_argument("--sharpness", type=float, default=0.1, help="prior: weight of the edge energy that regression loses")
-    parser.add_argument("--adversarial", type=float, default=0.0, help="prior: the critic's pull as a share of all others'")
     parser.add_argument("--windows", type=int, default=2, help="prior: windows of every sample")
-    parser.add_argument("--critic-lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = arguments.parse(parser)

@@ -18,13 +18,11 @@ from lafr_core import checkpoint
 from lafr_core.networks.adapter import AdapterNet
 from lafr_core.networks.prior import PriorNet
 from lafr_core.networks.vae import StarterVaeNet
-from train import optimizers
-from train.adversary import PatchCritic, critic_loss, restorer_loss
 from train.losses import sharpness
 from train.mobilefacenet import load_mobilefacenet
-from train.pairs import KINDS, Pool
+from train.pairs import Pool
 from train.thumbnail import identity_losses, open_thumbnail
-from train.windows import Decoded, Windows, amp, decoders, picture_losses, relative
+from train.windows import Windows, amp, decoders, picture_losses, relative
 
 WEIGHTS = {"latent": 0.7, "pixel": 2.0, "decibel": 0.2, "ssim": 0.5}
 ANCHOR = 0.05
@@ -94,8 +92,8 @@ class AdapterStage:
             self.teacher = load_mobilefacenet(args.teachers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.thumbnail = open_thumbnail(args.out / "thumbnail.safetensors")
 
-    def pulls(self, pool: Pool, generator: torch.Generator, done: float) -> Pulls:
-        """The terms of one batch; ``done`` is the share of the run behind it."""
+    def pulls(self, pool: Pool, generator: torch.Generator) -> Pulls:
+        """The terms of one batch."""
         args = self.args
         batch = Windows(pool, generator, args.batch)
         with amp():
@@ -119,15 +117,9 @@ class AdapterStage:
         """(adapter, prior) as a user would run them."""
         return average, None
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """There is none beyond the network's."""
-
 
 class PriorStage:
-    """The prior behind a finished adapter, on windows with their surroundings; a critic pulls it towards sharp texture.
+    """The prior behind a finished adapter, on windows with their surroundings: it gives back the edge energy that was lost.
 
     The adapter's file is read again when it changes, so that both can be trained at a time.
     """
@@ -137,15 +129,13 @@ class PriorStage:
         self.decode = decoders(vae, args.teachers if args.tiny > 0 else None)
         self.weights = WEIGHTS | {"sharpness": args.sharpness}
         self.net = load_prior(args.init_prior, args.widths, args.depth)
-        self.critic = PatchCritic().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = optimizers.make("muon", self.critic, args.critic_lr, weight_decay=1e-3)
         self.adapter, self.read_at = self._adapter(), self.file.stat().st_mtime
 
     def _adapter(self) -> AdapterNet:
         return load_adapter(self.file).eval().requires_grad_(False)
 
-    def pulls(self, pool: Pool, generator: torch.Generator, done: float) -> Pulls:
-        """The terms of one batch, and one step of the critic; ``done`` is the share of the run behind it."""
+    def pulls(self, pool: Pool, generator: torch.Generator) -> Pulls:
+        """The terms of one batch."""
         args = self.args
         if self.file.stat().st_mtime > self.read_at:
             self.adapter, self.read_at = self._adapter(), self.file.stat().st_mtime
@@ -166,37 +156,9 @@ class PriorStage:
         shares = [len(w.restored) / len(leaf) for w in windows]
         parts = [sharpness(w.restored, r) * share for w, r, share in zip(windows, real, shares, strict=True)]
         losses["sharpness"] = torch.stack(parts).sum()
-        wanted = torch.autograd.grad(weighted(losses, self.weights), leaf, retain_graph=True)[0]
-        if args.adversarial > 0 and windows[0].kind == KINDS[0]:
-            share = args.adversarial * min(1.0, 10 * done)  # the critic learns first
-            losses["adversary"], pull = self._pull(leaf, windows[0], batch, share * wanted.norm())
-            losses["critic"] = self._judge(windows[0], real[0], batch)
-            wanted = wanted + pull
+        wanted = torch.autograd.grad(weighted(losses, self.weights), leaf)[0]
         return Pulls(losses, [z], [wanted.to(z.dtype)])
-
-    def _pull(self, leaf: Tensor, restored: Decoded, batch: Windows, size: Tensor) -> tuple[Tensor, Tensor]:
-        """(what the critic holds against the restored windows, its gradient at the leaf scaled to a norm of ``size``)."""
-        with amp():
-            loss = restorer_loss(self.critic, restored.restored, batch.places(restored.rows, 2))
-        pull = torch.autograd.grad(loss, leaf, retain_graph=True)[0]
-        return loss.detach(), pull * (size / pull.norm().clamp_min(1e-12))
-
-    def _judge(self, restored: Decoded, real: Tensor, batch: Windows) -> Tensor:
-        """One step of the critic. Real windows are decoded too, so that it cannot judge by the decoder's marks."""
-        self.optimizer.zero_grad(set_to_none=True)
-        with amp():
-            loss = critic_loss(self.critic, restored.restored, real, batch.places(restored.rows, 2))
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
 
     def restorer(self, average: nn.Module) -> tuple[Any, Any]:
         """(adapter, prior) as a user would run them."""
         return self.adapter, average
-
-    def state(self) -> dict[str, Any]:
-        return {"critic": self.critic.state_dict(), "critic_optimizer": self.optimizer.state_dict()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.critic.load_state_dict(state["critic"])
-        self.optimizer.load_state_dict(state["critic_optimizer"])

@@ -103,12 +103,6 @@ class Windows:
         margin = (latents.shape[-1] - WINDOW[kind]) // 2
         return latents[rows, :, margin : margin + WINDOW[kind], margin : margin + WINDOW[kind]]
 
-    def places(self, rows: slice, step: int) -> Tensor:
-        """(n, 2, h, w): coordinates (x, y) of every ``step``-th pixel of the windows within the crop, -1 to 1."""
-        axis = lambda cells: torch.arange(cells.start * FACTOR, cells.stop * FACTOR, step) / (32 * FACTOR) - 1
-        maps = [torch.stack(torch.meshgrid(axis(ys), axis(xs), indexing="ij")[::-1]) for ys, xs in self.cells[rows]]
-        return torch.stack(maps)
-
 
 def picture_losses(windows: list[Decoded]) -> dict[str, Tensor]:
     """Terms on decoded pixels, each the mean over samples whatever the size of their windows."""

@@ -25,13 +25,17 @@ class PriorNet(nn.Module):
         grid: int = 64,
         groups: int = 8,
         attention: bool = True,
+        sharpen: bool = False,
     ) -> None:
-        """groups: of the normalisation, 0 = none. attention: two layers on the coarsest grid, tables for ``grid`` cells."""
+        """groups: of the normalisation, 0 = none. attention: two layers on the coarsest grid, tables for ``grid`` cells.
+
+        sharpen: the network also says by how much each value's difference from its surroundings is raised.
+        """
         super().__init__()
         fine, middle, deep = widths
         self.config = {
             "family": family, "channels": channels, "widths": list(widths), "depth": depth, "grid": grid, "groups": groups,
-            "attention": attention,
+            "attention": attention, "sharpen": sharpen,
         }  # fmt: skip
         stack = lambda width, count: nn.Sequential(*(Residual(width, groups) for _ in range(count)))
         deepest: list[nn.Module] = [Residual(deep, groups)]
@@ -50,7 +54,8 @@ class PriorNet(nn.Module):
         self.join_fine = nn.Conv2d(2 * fine, fine, 1)
         self.fine_out = stack(fine, depth)
         self.norm = nn.GroupNorm(groups, fine) if groups else nn.Identity()
-        self.out = zeroed(conv(fine, channels))
+        self.sharpen = sharpen
+        self.out = zeroed(conv(fine, 2 * channels if sharpen else channels))
 
     def forward(self, latents: Tensor) -> Tensor:
         fine = self.fine_in(self.stem(latents))
@@ -58,4 +63,15 @@ class PriorNet(nn.Module):
         x = self.up_middle(self.deep(self.down_deep(middle)))
         x = self.middle_out(self.join_middle(torch.cat([x, middle], dim=1)))
         x = self.fine_out(self.join_fine(torch.cat([self.up_fine(x), fine], dim=1)))
-        return latents + self.out(F.silu(self.norm(x)))
+        out = self.out(F.silu(self.norm(x)))
+        if not self.sharpen:
+            return latents + out
+        added, gain = out.chunk(2, dim=1)
+        return latents + added + gain * (latents - blurred(latents))
+
+
+def blurred(latents: Tensor) -> Tensor:
+    """The mean of every value's surroundings with weights 1 2 1 either way; the border is repeated."""
+    rows = F.pad(latents, (1, 1, 1, 1), mode="replicate")
+    rows = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
+    return (rows[..., :-2, :] + 2 * rows[..., 1:-1, :] + rows[..., 2:, :]) / 4

@@ -29,7 +29,8 @@ class PriorNet(nn.Module):
     ) -> None:
         """groups: of the normalisation, 0 = none. attention: two layers on the coarsest grid, tables for ``grid`` cells.
 
-        sharpen: the network also says by how much each value's difference from its surroundings is raised.
+        sharpen: instead of adding values, the network says by how much, -1 to 1, each value's difference from its surroundings
+        is raised: it cannot draw what is not there.
         """
         super().__init__()
         fine, middle, deep = widths
@@ -55,7 +56,7 @@ class PriorNet(nn.Module):
         self.fine_out = stack(fine, depth)
         self.norm = nn.GroupNorm(groups, fine) if groups else nn.Identity()
         self.sharpen = sharpen
-        self.out = zeroed(conv(fine, 2 * channels if sharpen else channels))
+        self.out = zeroed(conv(fine, channels))
 
     def forward(self, latents: Tensor) -> Tensor:
         fine = self.fine_in(self.stem(latents))
@@ -66,8 +67,7 @@ class PriorNet(nn.Module):
         out = self.out(F.silu(self.norm(x)))
         if not self.sharpen:
             return latents + out
-        added, gain = out.chunk(2, dim=1)
-        return latents + added + gain * (latents - blurred(latents))
+        return latents + torch.tanh(out) * (latents - blurred(latents))
 
 
 def blurred(latents: Tensor) -> Tensor:

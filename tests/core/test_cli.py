@@ -133,7 +133,7 @@ def test_every_setting_is_an_option_and_arrives(tmp_path: Path, models: list[Any
     other = {
         "detector": "starter", "threshold": 0.31, "min_face": 7, "max_face": 900, "sort": "x", "top_k": 3, "faces": "0,1",
         "rotate": False, "detect_side": 640, "small_faces": False, "fidelity": 0.85, "strength": 0.7, "mask": "square",
-        "feather": 0.2, "color": 0.4, "grain": 0.3, "identity_warning": -0.5, "batch_size": 2, "detail": 0.5,
+        "feather": 0.2, "color": 0.4, "grain": 0.3, "identity_warning": -0.5, "batch_size": 2, "detail": 0.3,
     }  # fmt: skip
     assert set(other) == set(options())
     assert all(other[name] != default for name, (_, default) in options().items())

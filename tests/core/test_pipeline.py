@@ -74,7 +74,7 @@ class MeanEmbedder:
         return torch.nn.functional.normalize(crops.mean((2, 3)), dim=1)
 
 
-SETTINGS = RestoreSettings(color=0.0, fidelity=0.0, feather=0.0, rotate=False)
+SETTINGS = RestoreSettings(color=0.0, fidelity=0.0, feather=0.0, rotate=False, detail=1.0)
 
 
 def parts(*faces: Face, **more: Any) -> Parts:

@@ -51,8 +51,9 @@ def test_200_pictures_in_order_with_flat_memory(webui, parts):
         level = Image.open(io.BytesIO(data)).getpixel((319, 0))[0]
         assert level == 30 + index // 2, "the order changed"
         assert report.found == (1 if index % 10 else 0)
-    growth = (used[-1] - used[2]) / 2**20  # the first pictures warm caches up
-    assert growth < 40, f"{growth:.0f} MiB more after 160 pictures: {[u >> 20 for u in used]}"
+    kept = sum(len(data) for data, _ in out[40:180])  # by this test itself: most of what grows
+    growth = (used[-1] - used[2] - kept) / 2**20  # the first pictures warm caches up
+    assert growth < 20, f"{growth:.0f} MiB more after 140 pictures beside {kept >> 20} of results: {[u >> 20 for u in used]}"
 
 
 def test_one_corrupt_picture_does_not_stop_the_batch(webui, parts, caplog):

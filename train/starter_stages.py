@@ -57,7 +57,7 @@ def load_prior(path: Path | None, widths: list[int], depth: int) -> PriorNet:
     """The prior of ``path`` to train on, or a new local one of these sizes, which is the identity."""
     if path is None:
         fine, middle, deep = widths
-        new = PriorNet(widths=(fine, middle, deep), depth=depth, groups=0, attention=False, sharpen=True)
+        new = PriorNet(widths=(fine, middle, deep), depth=depth, groups=0, attention=False, sharpen=1.0)
         return new.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = checkpoint.open_network(path, "prior", PriorNet).train().requires_grad_(True)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -25,12 +25,12 @@ class PriorNet(nn.Module):
         grid: int = 64,
         groups: int = 8,
         attention: bool = True,
-        sharpen: bool = False,
+        sharpen: float = 0.0,
     ) -> None:
         """groups: of the normalisation, 0 = none. attention: two layers on the coarsest grid, tables for ``grid`` cells.
 
-        sharpen: instead of adding values, the network says by how much, -1 to 1, each value's difference from its surroundings
-        is raised: it cannot draw what is not there.
+        sharpen: above 0, instead of adding values, the network says by how much, at most ``sharpen``, each value's difference
+        from its surroundings is raised or lowered: it cannot draw what is not there.
         """
         super().__init__()
         fine, middle, deep = widths
@@ -67,7 +67,7 @@ class PriorNet(nn.Module):
         out = self.out(F.silu(self.norm(x)))
         if not self.sharpen:
             return latents + out
-        return latents + torch.tanh(out) * (latents - blurred(latents))
+        return latents + self.sharpen * torch.tanh(out) * (latents - blurred(latents))
 
 
 def blurred(latents: Tensor) -> Tensor:

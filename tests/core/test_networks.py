@@ -100,7 +100,7 @@ def test_config_rebuilds_the_network(net: torch.nn.Module) -> None:
 
 
 def test_a_sharpening_prior_raises_what_differs_from_its_surroundings() -> None:
-    net = PriorNet(widths=(8, 8, 8), depth=1, groups=0, attention=False, sharpen=True)
+    net = PriorNet(widths=(8, 8, 8), depth=1, groups=0, attention=False, sharpen=1.0)
     latents = torch.zeros(1, 4, 8, 8)
     latents[0, 1, 3, 3] = 16.0
     assert torch.equal(net(latents), latents)  # untrained

@@ -39,7 +39,7 @@ from train import losses, optimizers
 from train.codebook_learning import CodebookLearner
 from train.losses import TemplateEmbedder
 from train.mobilefacenet import load_mobilefacenet
-from train.windows import amp
+from train.precision import amp
 
 log = logging.getLogger("benchmarks.claims")
 METRICS = ("psnr", "ssim", "identity")

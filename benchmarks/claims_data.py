@@ -15,7 +15,7 @@ from torch import Tensor
 from lafr_core.types import Vae
 from train.degrade import degrade
 from train.faces import aligned_crop, load_pixels, read_split
-from train.windows import amp
+from train.precision import amp
 
 log = logging.getLogger("benchmarks.claims")
 SIDE = 256

@@ -40,6 +40,7 @@ from lafr_core.settings import RestoreSettings
 from lafr_core.types import Aligner, Prior, Vae
 from lafr_core.vaes import open_vae
 from train.faces import aligned_crop, load_pixels, read_split
+from train.losses import edge_energy
 
 SEVERITIES = ("mild", "medium", "severe")
 VARIANTS = ("LQ input", "round trip of LQ", "adapter only", "full pipeline", "round trip of HQ")
@@ -127,8 +128,7 @@ def to_pixels(image: Tensor) -> np.ndarray:
 
 def gradient_energy(image: Tensor) -> float:
     """Mean squared luma gradient of the face's middle 320 pixels."""
-    luma = (image * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1)[:, 96:416, 96:416]
-    return float((luma[:, 1:, :] - luma[:, :-1, :]).square().mean() + (luma[:, :, 1:] - luma[:, :, :-1]).square().mean())
+    return float(edge_energy(image[..., 96:416, 96:416]))
 
 
 @torch.no_grad()

@@ -50,6 +50,15 @@ def five(points: Iterable[Sequence[float]]) -> Landmarks:
     return a, b, c, d, e
 
 
+MIRRORED = [1, 0, 2, 4, 3]
+"""Which landmark of a mirrored face is which of the face."""
+
+
+def mirror(points: Tensor, width: int) -> Tensor:
+    """Landmarks (..., 5, 2) in the mirrored picture of ``width`` pixels; left and right change places. Its own inverse."""
+    return torch.stack([width - 1 - points[..., 0], points[..., 1]], dim=-1)[..., MIRRORED, :]
+
+
 def intersections(boxes: Tensor, other: Tensor) -> Tensor:
     """Areas (N, M) common to boxes (N, 4) and boxes (M, 4)."""
     low = torch.maximum(boxes[:, None, :2], other[None, :, :2])

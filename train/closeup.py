@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lafr_core import checkpoint
-from lafr_core.boxes import face_box, five, overlap, suppress
+from lafr_core.boxes import face_box, five, mirror, overlap, suppress
 from lafr_core.errors import CheckpointError
 from lafr_core.geometry import as_matrix, compose, invert, similarity, transform
 from lafr_core.networks.closeup import FACE, SIDE, Closer, CloseUpNet, fold, template
@@ -34,7 +34,7 @@ from .composites import Library, background, degrade_picture, open_library, samp
 from .config import Config
 from .faces import load_pixels
 from .loop import NetworkTask, train
-from .parts import averaged
+from .parts import averaged, seeded
 from .run import command
 
 FACES = 0.55
@@ -165,7 +165,7 @@ class CloseUps:
         array, _ = degrade_picture(g, image, SIDE * FACE)
         if g.random() < self.data.flip:
             array = array[:, ::-1]
-            points = torch.stack([SIDE - 1 - points[:, 0], points[:, 1]], dim=1)[[1, 0, 2, 4, 3]]
+            points = mirror(points, SIDE)
         pixels = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
         return {"pixels": pixels, "points": points, "face": torch.tensor(float(face))}
 
@@ -192,8 +192,7 @@ class CloseUpTask(NetworkTask):
     name = "closeup"
 
     def __init__(self, config: Config, start: CloseUpNet | None = None) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             super().__init__(start or CloseUpNet(norm=True))
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

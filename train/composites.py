@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from lafr_core.boxes import face_box
+from lafr_core.boxes import MIRRORED, face_box
 from lafr_core.geometry import invert, transform
 from lafr_core.types import Box, Matrix, Point
 
@@ -426,5 +426,4 @@ def mirrored(face: Labelled, side: int) -> Labelled:
     """The face in the mirrored picture; left and right landmarks change places."""
     flipped = [(side - 1 - x, y) for x, y in face.landmarks]
     x0, y0, x1, y1 = face.box
-    order = (1, 0, 2, 4, 3)
-    return Labelled((side - 1 - x1, y0, side - 1 - x0, y1), tuple(flipped[i] for i in order), face.certain)
+    return Labelled((side - 1 - x1, y0, side - 1 - x0, y1), tuple(flipped[i] for i in MIRRORED), face.certain)

@@ -25,7 +25,7 @@ from . import checkpoints
 from .composites import Library, open_library, sample
 from .config import Config
 from .loop import NetworkTask, train
-from .parts import averaged
+from .parts import averaged, seeded
 from .run import command
 
 MAX_FACES = 16
@@ -115,8 +115,7 @@ class FinderTask(NetworkTask):
     name = "detector"
 
     def __init__(self, config: Config) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             super().__init__(StarterDetectorNet(norm=True))
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from .data import Picture, labelled_photos, locate
 from .faces import Photo, load_pixels
 from .loop import NetworkTask, train
 from .mobilefacenet import load_mobilefacenet
-from .parts import averaged
+from .parts import averaged, seeded
 from .run import command
 
 MARGIN = 8
@@ -157,8 +157,7 @@ class EmbedderTask(NetworkTask):
     name = "embedder"
 
     def __init__(self, config: Config) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             super().__init__(StarterEmbedderNet(norm=True))
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

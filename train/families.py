@@ -42,7 +42,8 @@ from train.codebook_learning import CodebookLearner
 from train.faces import Photo, read_split
 from train.pairs import PHOTOS, Encode, Pool, starter_encoder
 from train.pairs import draw as drawn
-from train.windows import amp, average, relative
+from train.precision import amp
+from train.windows import average, relative
 
 log = logging.getLogger("train.families")
 SIZES = {"width": 64, "coarse": 128, "deep": 88, "code_width": 64, "entries": 1024, "depth": 1}

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lafr_core import checkpoint
+from lafr_core.boxes import mirror
 from lafr_core.errors import CheckpointError
 from lafr_core.geometry import similarity, transform
 from lafr_core.networks.closeup import SIDE
@@ -31,7 +32,7 @@ from . import checkpoints
 from .composites import Library, degrade_picture, open_library
 from .config import Config
 from .loop import NetworkTask, train
-from .parts import averaged
+from .parts import averaged, seeded
 from .run import command
 
 WIDE = 136
@@ -63,11 +64,6 @@ class Portraits:
         """(N, 3, WIDE, WIDE) uint8."""
         self.points = np.stack(points)
         """(N, 5, 2): landmarks in pixels of an unmoved close-up."""
-
-
-def mirrored(points: Points, width: int) -> Points:
-    """Landmarks (5, 2) in the mirrored picture of ``width`` pixels; left and right change places."""
-    return np.stack([width - 1 - points[:, 0], points[:, 1]], axis=-1)[[1, 0, 2, 4, 3]]
 
 
 def jittered(g: np.random.Generator) -> Points:
@@ -129,10 +125,10 @@ class CloseUps:
         g = np.random.default_rng([self.config.seed, 6, position])
         image, points = close_up(g, self.portraits, self.config.landmarks.bend, self.config.landmarks.mix)
         array, _ = degrade_picture(g, image, SIDE)
+        places = torch.from_numpy(points)
         if g.random() < self.data.flip:
-            array, points = array[:, ::-1], mirrored(points, SIDE)
-        pixels = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-        return {"pixels": pixels, "points": torch.from_numpy(points).float()}
+            array, places = array[:, ::-1], mirror(places, SIDE)
+        return {"pixels": torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), "points": places.float()}
 
 
 def error(landmarks: Tensor, points: Tensor) -> Tensor:
@@ -147,8 +143,7 @@ class LandmarkTask(NetworkTask):
     name = "landmarks"
 
     def __init__(self, config: Config) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             super().__init__(LandmarkNet(norm=True))
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

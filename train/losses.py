@@ -53,19 +53,21 @@ def similarity(result: Tensor, target: Tensor) -> Tensor:
     return ((2 * a * b + 1e-4) * (2 * cov + 9e-4) / ((a.square() + b.square() + 1e-4) * (var_a + var_b + 9e-4))).mean()
 
 
+def edge_energy(pictures: Tensor) -> Tensor:
+    """(B, 3, S, S) -> (B,): mean squared differences of neighbouring luma pixels, horizontal and vertical ones added."""
+    luma = (pictures * pictures.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(1)
+    return luma.diff(dim=-2).square().mean((1, 2)) + luma.diff(dim=-1).square().mean((1, 2))
+
+
 def sharpness(result: Tensor, target: Tensor) -> Tensor:
-    """|log ratio| of the pictures' edge energies (squared differences of neighbouring luma pixels), mean over samples.
+    """|log ratio| of the pictures' :func:`edge_energy`, mean over samples.
 
     Regression keeps what is certain and loses energy; this asks for the energy back and leaves open where it goes. After the
     gradient variance loss (Abrahamyan et al. 2022, arXiv 2202.00997), on the logarithm and over a whole window. Below about
     1/255 a difference is noise and counts for little.
     """
-
-    def energy(x: Tensor) -> Tensor:
-        luma = (x * x.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(1)
-        return luma.diff(dim=-1).square().mean((1, 2)) + luma.diff(dim=-2).square().mean((1, 2)) + (1 / 255) ** 2
-
-    return (energy(result).log() - energy(target).log()).abs().mean()
+    ours, theirs = (edge_energy(x) + (1 / 255) ** 2 for x in (result, target))
+    return (ours.log() - theirs.log()).abs().mean()
 
 
 def perceptual(result: Tensor, target: Tensor, features: Callable[[Tensor], list[Tensor]]) -> Tensor:

@@ -31,6 +31,7 @@ from lafr_core.networks.vae import StarterVaeNet
 from train import arguments
 from train.degrade import degrade
 from train.faces import Photo, aligned_crop, jitter, load_pixels, read_split
+from train.precision import amp, channels_last
 
 log = logging.getLogger("train.pairs")
 PHOTOS = 30
@@ -94,8 +95,8 @@ def tiny_encoder(folder: Path) -> Encode:
 
 def _fast(network: torch.nn.Module, scale: Callable[[Tensor], Tensor]) -> Encode:
     def encode(pixels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return network(scale(pixels).contiguous(memory_format=torch.channels_last)).float()
+        with amp():
+            return network(channels_last(scale(pixels))).float()
 
     return encode
 

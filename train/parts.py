@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,11 +75,18 @@ def latent_features(config: Config, device: torch.device) -> Callable[[Sequence[
     return features
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Weights drawn inside the ``with`` come from ``seed``; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def new_adapter(config: Config, channels: int) -> AdapterNet:
     """An untrained adapter of the config's sizes, drawn from the config's seed; the global generator is left alone."""
     n = config.network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         return AdapterNet(
             family=config.models.family, channels=channels, width=n.width, coarse=n.coarse, deep=n.deep,
             code_width=n.code_width, entries=n.entries, top_k=n.top_k, depth=n.depth, grid=n.grid,
@@ -95,8 +103,7 @@ def new_prior(config: Config, channels: int) -> PriorNet:
     """An untrained starter prior of the config's sizes, likewise."""
     n = config.network
     widths = (n.prior_widths[0], n.prior_widths[1], n.prior_widths[2])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         return PriorNet(family=config.models.family, channels=channels, widths=widths, depth=n.prior_depth, grid=n.grid)
 
 
@@ -158,8 +165,7 @@ def lora_prior(config: Config, device: torch.device) -> OneStep:
         )
     prediction = cast(Prediction, stage.prediction or prediction_of(unet_folder))
     storage = torch.float32 if device.type == "cpu" else _STORAGE[stage.precision]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         add_lora(unet.to(device, storage), stage)
     if stage.checkpointing:
         cast(Any, unet).enable_gradient_checkpointing()

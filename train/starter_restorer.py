@@ -36,9 +36,10 @@ from train.codebook_learning import CodebookLearner
 from train.degrade import degrade
 from train.faces import aligned_crop, load_pixels, read_split
 from train.pairs import Pool
+from train.precision import amp, channels_last
 from train.starter_stages import AdapterStage, PriorStage
 from train.starter_vae import edges
-from train.windows import amp, average, channels_last, load_vae
+from train.windows import average, load_vae
 
 log = logging.getLogger("train.starter_restorer")
 WARM_UP = 50

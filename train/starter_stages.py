@@ -21,8 +21,9 @@ from lafr_core.networks.vae import StarterVaeNet
 from train.losses import sharpness
 from train.mobilefacenet import load_mobilefacenet
 from train.pairs import Pool
+from train.precision import amp
 from train.thumbnail import identity_losses, open_thumbnail
-from train.windows import Windows, amp, decoders, picture_losses, relative
+from train.windows import Windows, decoders, picture_losses, relative, window_mean
 
 WEIGHTS = {"latent": 0.7, "pixel": 2.0, "decibel": 0.2, "ssim": 0.5}
 ANCHOR = 0.05
@@ -39,18 +40,24 @@ class Pulls(NamedTuple):
     gradients: list[Tensor]
 
 
-def load_adapter(path: Path, **larger: int) -> AdapterNet:
+def open_adapter(path: Path) -> AdapterNet:
+    """The adapter of ``path``, frozen."""
+    return checkpoint.open_network(path, "adapter", AdapterNet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def load_adapter(path: Path, **least: int) -> AdapterNet:
     """An adapter that may be trained on: its codebook stays as it is.
 
-    ``larger`` raises its depths: the blocks that are new end in a layer of zeros, so the network does what it did.
+    ``least`` raises its depths where they are below: new blocks end in a layer of zeros, so the network does what it did.
     """
-    network = checkpoint.open_network(path, "adapter", AdapterNet)
-    if any(network.config[name] != value for name, value in larger.items()):
-        grown = AdapterNet(**{**network.config, **larger})  # type: ignore[arg-type]
+    network = open_adapter(path)
+    sizes: dict[str, Any] = {**network.config, **{name: max(network.config[name], value) for name, value in least.items()}}
+    if sizes != network.config:
+        grown = AdapterNet(**sizes)
         grown.load_state_dict({**grown.state_dict(), **network.state_dict()}, strict=True)
-        network = grown
+        network = grown.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train().requires_grad_(True).codebook.codes.requires_grad_(False)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def load_prior(path: Path | None, widths: list[int], depth: int) -> PriorNet:
@@ -82,9 +89,8 @@ class AdapterStage:
         self.decode = decoders(vae, args.teachers if args.tiny > 0 else None)
         self.weights = WEIGHTS | {"identity": args.identity_weight, "features": args.features_weight}
         self.net = load_adapter(args.init or args.out / "codebook.safetensors", depth=args.depth, deep_depth=args.deep_depth)
-        codebook = load_adapter(args.out / "codebook.safetensors")
-        self.codebook = codebook.codebook
-        self.anchors = codebook.extractor.requires_grad_(False)  # F of the codebook stage tells the right entries
+        start = open_adapter(args.out / "codebook.safetensors")
+        self.codebook, self.anchors = start.codebook, start.extractor  # F of the codebook stage tells the right entries
         self.teacher = self.thumbnail = None
         if args.identity_weight > 0 or args.features_weight > 0:
             if args.teachers is None:
@@ -132,7 +138,7 @@ class PriorStage:
         self.adapter, self.read_at = self._adapter(), self.file.stat().st_mtime
 
     def _adapter(self) -> AdapterNet:
-        return load_adapter(self.file).eval().requires_grad_(False)
+        return open_adapter(self.file)
 
     def pulls(self, pool: Pool, generator: torch.Generator) -> Pulls:
         """The terms of one batch."""
@@ -153,9 +159,8 @@ class PriorStage:
         losses = picture_losses(windows) | {"latent": relative(leaf, z_hq, before)}
         with torch.no_grad(), amp():  # decoded as well: what the decoder cannot show is not asked for
             real = [self.decode[w.kind](batch.cut(batch.z_hq, w.rows)).float() for w in windows]
-        shares = [len(w.restored) / len(leaf) for w in windows]
-        parts = [sharpness(w.restored, r) * share for w, r, share in zip(windows, real, shares, strict=True)]
-        losses["sharpness"] = torch.stack(parts).sum()
+        energies = [sharpness(w.restored, r) for w, r in zip(windows, real, strict=True)]
+        losses["sharpness"] = window_mean(windows, energies)
         wanted = torch.autograd.grad(weighted(losses, self.weights), leaf)[0]
         return Pulls(losses, [z], [wanted.to(z.dtype)])
 

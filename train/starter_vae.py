@@ -28,6 +28,7 @@ from lafr_core.networks.vae import StarterVaeNet
 from train import arguments, optimizers
 from train.degrade import degrade
 from train.faces import aligned_crop, load_pixels, read_split
+from train.precision import amp, channels_last
 
 log = logging.getLogger("train.starter_vae")
 PATCH = 160
@@ -60,7 +61,7 @@ def cached(data: Path, teacher: Path, cache: Path, degraded: int, seed: int) -> 
             np.save(cache / f"{name}.npy", pixels)
             latents = []
             for start in range(0, len(pixels), 2):
-                with torch.autocast("cpu", torch.bfloat16):
+                with amp():
                     latents.append(encoder(to_tensor(pixels[start : start + 2]) * 2 - 1).half())
             torch.save(torch.cat(latents), cache / f"{name}_z.pt")
             log.info("teacher latents of %s: %d", name, len(pixels))
@@ -75,7 +76,7 @@ def to_bytes(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float in [0, 1], channels last."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).contiguous(memory_format=torch.channels_last)
+    return channels_last(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255))
 
 
 def edges(image: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def validate(network: nn.Module, crops: NDArray[np.uint8], latents: Tensor) -> d
     own, cross, distance = [], [], []
     for i in range(len(crops)):
         x, z_teacher = to_tensor(crops[i : i + 1]), latents[i : i + 1].float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with amp():
             z = network.encoder(x).float()
             decoded = network.decoder(torch.cat([z, z_teacher])).float().clamp(0, 1)
         mse = (decoded - x).square().mean((1, 2, 3))
@@ -136,7 +137,7 @@ def main() -> None:
     photos = read_split(args.data, "val")[::8]
     val = np.stack([to_bytes(aligned_crop(load_pixels(p), p.matrix).permute(1, 2, 0).numpy()) for p in photos])
     encoder = teacher_encoder(args.teacher)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), amp():
         val_latents = torch.cat([encoder(to_tensor(val[i : i + 1]) * 2 - 1).float() for i in range(len(val))])
 
     torch.manual_seed(args.seed)
@@ -163,7 +164,7 @@ def main() -> None:
         z_teacher = torch.stack(
             [latents[r, :, y : y + cells, c : c + cells] for r, y, c in zip(rows, ys, xs, strict=True)]
         ).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with amp():
             z = network.encoder(x)
             decoded = network.decoder(torch.cat([z, z_teacher.to(z.dtype)])).float()
         latent = F.l1_loss(z.float()[inner], z_teacher[inner])

@@ -22,6 +22,7 @@ from lafr_core.files import atomic
 from lafr_core.geometry import ARCFACE_TEMPLATE
 from train import arguments, optimizers
 from train.pairs import Pool
+from train.precision import amp, channels_last
 
 log = logging.getLogger("train.thumbnail")
 SHRINK = 4
@@ -91,9 +92,9 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = optimizers.warm_cosine(step, step / args.steps, args.lr, 20)
         samples = pool.draw(generator, args.batch)
-        latents = torch.stack([s.z_hq for s in samples]).contiguous(memory_format=torch.channels_last)
+        latents = channels_last(torch.stack([s.z_hq for s in samples]))
         wanted = shrunk(torch.stack([s.sharp(slice(None), slice(None)) for s in samples]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with amp():
             error = network(latents).float() - wanted
         optimizer.zero_grad(set_to_none=True)
         error.abs().mean().backward()

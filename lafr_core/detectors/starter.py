@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import checkpoint
-from ..boxes import Landmarks, face_box, five, merge, suppress, usable
+from ..boxes import Landmarks, face_box, five, merge, mirror, suppress, usable
 from ..geometry import crop_bounds, invert, similarity, transform
 from ..networks import closeup
 from ..networks.detector import Predictions, StarterNets
@@ -23,9 +23,6 @@ LEVEL_STEP = 4
 
 SMALLEST_LEVEL = 64
 """No level is made whose longer side would be below this."""
-
-MIRRORED = [1, 0, 2, 4, 3]
-"""Which landmark of a mirrored face is which of the face."""
 
 CANDIDATES = 100
 """At most this many candidates of the finder get a second look."""
@@ -124,9 +121,8 @@ def close_ups(image: Tensor, guesses: Sequence[Landmarks], target: Sequence[Poin
 
 def unmirrored(found: Tensor, matrices: Sequence[Matrix]) -> list[Landmarks]:
     """Landmarks in the image: the mean of what each close-up and its mirror image show, ``found`` (2 N, 5, 2)."""
-    straight, mirrored = found.chunk(2)
-    mirrored = torch.stack([closeup.SIDE - 1 - mirrored[..., 0], mirrored[..., 1]], dim=-1)[:, MIRRORED]
-    means = ((straight + mirrored) / 2).tolist()
+    straight, seen = found.chunk(2)
+    means = ((straight + mirror(seen, closeup.SIDE)) / 2).tolist()
     return [five(transform(matrix, points)) for matrix, points in zip(matrices, means, strict=True)]
 
 

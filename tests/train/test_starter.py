@@ -219,6 +219,7 @@ def test_a_grown_adapter_does_what_it_did(tmp_path: Path) -> None:
         nn.init.normal_(parameter, std=0.1)
     checkpoint.save(tmp_path / "a.safetensors", "adapter", small, small.config)
     same = starter_stages.load_adapter(tmp_path / "a.safetensors", depth=1)
+    assert starter_stages.load_adapter(tmp_path / "a.safetensors", depth=0).config == small.config  # it never shrinks
     large = starter_stages.load_adapter(tmp_path / "a.safetensors", depth=3, deep_depth=2)
     assert large.config["depth"] == 3 and large.config["deep_depth"] == 2 and same.config == small.config
     assert sum(p.numel() for p in large.parameters()) > sum(p.numel() for p in same.parameters())

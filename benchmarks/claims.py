@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from benchmarks.claims_data import encode, faces_of, floats, portrait_latents
 from benchmarks.claims_measure import DlibIdentity, Stopwatch, peak_bytes
-from lafr_core.metrics import psnr, ssim
-from lafr_core.networks.adapter import AdapterNet
-from lafr_core.networks.prior import PriorNet
-from lafr_core.vaes import _SD_VAE, StarterVae, open_vae
+from lafr_core.images.metrics import psnr, ssim
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.networks.prior import PriorNet
+from lafr_core.latent.vae import _SD_VAE, StarterVae, open_vae
 from train import losses, optimizers
 from train.codebook_learning import CodebookLearner
 from train.losses import TemplateEmbedder

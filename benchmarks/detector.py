@@ -3,8 +3,8 @@
     python benchmarks/detector.py --data FACES [--retinaface FILE] [--weights FILE] [--photos N] [--no-time] [--json FILE]
 
 Photos: ``faces/val`` (one labelled face each), degraded whole with a fixed seed a photo at three severities (train/degrade.py).
-Both detectors run through the same :func:`lafr_core.detect.detect_faces`. A detection is right when its box overlaps the box
-that belongs to the labelled landmarks by 0.35 or more (intersection over union); every other detection is a false positive.
+Both detectors run through the same :func:`lafr_core.faces.detect.detect_faces`. A detection is right when its box overlaps the
+box that belongs to the labelled landmarks by 0.35 or more (intersection over union); every other detection is a false positive.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lafr_core.boxes import face_box, overlap
-from lafr_core.detect import detect_faces
-from lafr_core.detectors import open_detector
+from lafr_core.faces.boxes import face_box, overlap
+from lafr_core.faces.detect import detect_faces
+from lafr_core.faces.detectors import open_detector
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Detector, Face, Point
 from train.composites import faceless_pictures

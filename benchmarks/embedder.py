@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lafr_core.crop import template_crops
+from lafr_core.faces.crop import template_crops
+from lafr_core.faces.identity import open_embedder
+from lafr_core.faces.networks.embedder import INPUT_SIDE
 from lafr_core.geometry import ARCFACE_TEMPLATE, compose
-from lafr_core.identity import open_embedder
-from lafr_core.networks.embedder import INPUT_SIDE
 from train.degrade import degrade
 from train.faces import aligned_crop, jitter, load_pixels, read_split
 from train.mobilefacenet import load_mobilefacenet

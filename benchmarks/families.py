@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.quality import SEVERITIES, cases
 from benchmarks.transfer import Estimate, mean, ratio
-from lafr_core.align import Adapter, open_adapter
-from lafr_core.color import match_color
-from lafr_core.latents import FAMILIES
-from lafr_core.metrics import psnr, ssim
+from lafr_core.faces.color import match_color
+from lafr_core.images.metrics import psnr, ssim
+from lafr_core.latent.adapter import Adapter, open_adapter
+from lafr_core.latent.spec import FAMILIES
+from lafr_core.latent.vae import open_tiny
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Vae
-from lafr_core.vaes import open_tiny
 
 FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BARS = {"mild": 0.95, "medium": 0.70}

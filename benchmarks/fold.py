@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lafr_core.folding import fold_constants
+from lafr_core.latent.folding import fold_constants
 
 SD15: dict[str, Any] = {
     "sample_size": 64,

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.fold import SD21, seconds
-from lafr_core.folding import fold_constants
-from lafr_core.latents import family
-from lafr_core.networks.adapter import AdapterNet
-from lafr_core.vaes import _SD_VAE, KlVae
+from lafr_core.latent.folding import fold_constants
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.spec import family
+from lafr_core.latent.vae import _SD_VAE, KlVae
 from train import losses
 from train.codebook_learning import CodebookLearner
 from train.config import PriorStage

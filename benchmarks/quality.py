@@ -31,14 +31,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lafr_core.align import open_adapter
-from lafr_core.color import match_color
-from lafr_core.degrade import degrade
-from lafr_core.metrics import psnr, ssim
-from lafr_core.restore import open_prior
+from lafr_core.faces.color import match_color
+from lafr_core.images.degrade import degrade
+from lafr_core.images.metrics import psnr, ssim
+from lafr_core.latent.adapter import open_adapter
+from lafr_core.latent.prior import open_prior
+from lafr_core.latent.vae import open_vae
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Aligner, Prior, Vae
-from lafr_core.vaes import open_vae
 from train.faces import aligned_crop, load_pixels, read_split
 from train.losses import edge_energy
 
@@ -111,7 +111,7 @@ class Landmarker:
     """Five points by RetinaFace-mobile0.25 (never trained with LAFR)."""
 
     def __init__(self, folder: Path) -> None:
-        from lafr_core.detectors import open_detector
+        from lafr_core.faces.detectors import open_detector
 
         self.detector = open_detector(
             "retinaface-mobile0.25", weights=folder / "retinaface_mobile0.25.pth", device=torch.device("cpu")

@@ -37,15 +37,15 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lafr_core import assets, checkpoint
-from lafr_core.align import Adapter, open_adapter
-from lafr_core.crop import place
+from lafr_core.faces.crop import place
+from lafr_core.faces.paste import paste_faces
 from lafr_core.geometry import FFHQ_TEMPLATE, invert, transform
-from lafr_core.latents import family
-from lafr_core.networks.adapter import AdapterNet
-from lafr_core.networks.vae import StarterVaeNet
-from lafr_core.paste import paste_faces
+from lafr_core.latent.adapter import Adapter, open_adapter
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.networks.vae import StarterVaeNet
+from lafr_core.latent.spec import family
 from lafr_core.settings import RestoreSettings
+from lafr_core.store import assets, checkpoint
 from lafr_core.types import Face, Matrix
 
 SEED = 7
@@ -234,13 +234,13 @@ def one_face() -> dict[str, float]:
     """What the child process does: open the starter pack, restore the astronaut portrait at 1000 x 1000, report itself."""
     from skimage.data import astronaut
 
+    from lafr_core.models import open_models
     from lafr_core.pipeline import restore_faces
-    from lafr_core.starter import open_parts
 
     photo = F.interpolate(_to_tensor(astronaut()), size=(1000, 1000), mode="bilinear", antialias=True)
     settings = RestoreSettings(detector="starter")
     start = time.perf_counter()
-    parts = open_parts(settings, device="cpu")
+    parts = open_models(settings, device="cpu")
     opened = time.perf_counter()
     restoration = restore_faces(photo, parts, settings)
     done = time.perf_counter()

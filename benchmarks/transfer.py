@@ -27,13 +27,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.quality import SEVERITIES, Case, cases
-from lafr_core.align import open_adapter
-from lafr_core.color import match_color
-from lafr_core.metrics import psnr, ssim
-from lafr_core.restore import open_prior
+from lafr_core.faces.color import match_color
+from lafr_core.images.metrics import psnr, ssim
+from lafr_core.latent.adapter import open_adapter
+from lafr_core.latent.prior import open_prior
+from lafr_core.latent.vae import open_tiny, open_vae
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Aligner, Prior, Vae
-from lafr_core.vaes import open_tiny, open_vae
 
 BAR = 0.9
 """The share of the starter VAE's gain that another VAE of the family must keep."""

@@ -21,9 +21,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.quality import DlibIdentity, optional, summarise
-from lafr_core.metrics import psnr, ssim
+from lafr_core.images.metrics import psnr, ssim
+from lafr_core.latent.vae import open_tiny, open_vae
 from lafr_core.types import Vae
-from lafr_core.vaes import open_tiny, open_vae
 from train.faces import aligned_crop, load_pixels, read_split
 
 

@@ -7,10 +7,11 @@ them together.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import SettingsError
 
@@ -36,6 +37,23 @@ def option(default: Any, label: str, help: str, **bounds: Any) -> Any:
     return field(default=default, metadata={"option": Option(label, help, **bounds)})
 
 
+Record = TypeVar("Record", bound=type)
+
+
+def known_names(record: Record) -> Record:
+    """A dataclass of settings that answers an unknown name with SettingsError, where Python's own answer is a TypeError."""
+    fill = record.__init__  # type: ignore[misc]
+
+    @functools.wraps(fill)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        check_names(values, [f.name for f in fields(record)])
+        fill(self, *args, **values)
+
+    record.__init__ = __init__  # type: ignore[misc]
+    return record
+
+
+@known_names
 @dataclass(frozen=True)
 class RestoreSettings:
     """One validated record of what a user can choose. Raises SettingsError for a value out of bounds."""
@@ -133,13 +151,16 @@ class RestoreSettings:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RestoreSettings:
         """Settings from a mapping; unknown keys raise SettingsError naming the nearest known one."""
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}"
-                raise SettingsError(f"unknown setting {key!r}; {hint}")
         return cls(**values)
+
+
+def check_names(values: Iterable[str], known: Sequence[str]) -> None:
+    """Raise SettingsError for the first name that is not ``known``, naming the nearest known one."""
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}"
+            raise SettingsError(f"unknown setting {name!r}; {hint}")
 
 
 def options() -> dict[str, tuple[Option, Any]]:

@@ -8,12 +8,13 @@ points (x, y) at pixel centres, origin at the centre of the top left pixel; size
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from .latents import LatentSpec
+from .errors import InputError
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -31,7 +32,7 @@ class Face:
     score: float
     """Detector confidence in [0, 1]; 1.0 for boxes given by hand."""
     matrix: Matrix | None = None
-    """Similarity source image -> 512 crop in pixels; None until :func:`lafr_core.crop.place` has set it."""
+    """Similarity source image -> 512 crop in pixels; None until :func:`lafr_core.faces.crop.place` has set it."""
     image_index: int = 0
     """Row of the source image in its batch."""
     identity: float | None = None
@@ -51,6 +52,43 @@ class Face:
         return max(self.width, self.height)
 
 
+@dataclass(frozen=True)
+class LatentSpec:
+    """A VAE's latent space. ``scaled = (raw - shift) * scale`` is what the UNet sees; std about 1."""
+
+    name: str
+    channels: int
+    factor: int
+    """Pixels per latent cell along each side."""
+    scale: float
+    shift: float = 0.0
+    tiny: str = ""
+    """What the files of its TAESD sibling begin with ("" = it has none)."""
+    gray: tuple[float, ...] = ()
+    """The scaled latents of a flat middle gray, by which the family of an encoder is told; () = not known."""
+
+    def to_scaled(self, raw: Tensor) -> Tensor:
+        """Raw VAE latents (ComfyUI LATENT, diffusers AutoencoderKL) -> UNet-scaled."""
+        return (raw - self.shift) * self.scale
+
+    def to_raw(self, scaled: Tensor) -> Tensor:
+        """UNet-scaled latents -> raw VAE latents. Inverse of :meth:`to_scaled`."""
+        return scaled / self.scale + self.shift
+
+    def check(self, latents: Tensor, what: str = "latents") -> Tensor:
+        """Return ``latents`` unchanged, or raise InputError unless they are (B, channels, h, w), floating and finite."""
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise InputError(
+                f"{what}: expected (B, {self.channels}, h, w) for the {self.name} latent space, got "
+                f"{tuple(latents.shape)}; use a VAE of the same family as the adapter"
+            )
+        if not latents.is_floating_point():
+            raise InputError(f"{what}: expected a floating tensor, got {latents.dtype}; convert with .float()")
+        if not bool(latents.isfinite().all()):
+            raise InputError(f"{what}: contain NaN or infinite values; check the VAE's dtype (fp16 VAEs overflow: use fp32)")
+        return latents
+
+
 class Alignment(NamedTuple):
     """What the adapter returns for latents (B, C, h, w)."""
 
@@ -61,7 +99,7 @@ class Alignment(NamedTuple):
 
 
 class Detector(Protocol):
-    """Finds faces in one upright image; knows nothing of settings, scales or rotations (:mod:`lafr_core.detect` does)."""
+    """Finds faces in one upright image; knows nothing of settings, scales or rotations (:mod:`lafr_core.faces.detect` does)."""
 
     name: str
 
@@ -126,6 +164,23 @@ class Parser(Protocol):
     def __call__(self, crops: Tensor) -> Tensor:
         """FFHQ-template crops (B, 3, 512, 512) in [0, 1] -> masks (B, 1, 512, 512) in [0, 1], 1 on the face."""
         ...
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models one restoration uses. They live on one device; ``aligner`` and ``prior`` None skip that stage.
+
+    ``sampler``, where given, finishes the latents instead of ``prior``.
+    """
+
+    detector: Detector
+    vae: Vae
+    aligner: Aligner | None = None
+    prior: Prior | None = None
+    embedder: Embedder | None = None
+    parser: Parser | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sampler: Sampler | None = None
 
 
 Progress = Callable[[str, int, int], None]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lafr_core.errors import CheckpointError, InputError
-from lafr_core.guidance import ordinary
-from lafr_core.latents import FAMILIES, LatentSpec
+from lafr_core.latent.guidance import ordinary
+from lafr_core.latent.spec import FAMILIES
+from lafr_core.types import LatentSpec
 
 SPEC = FAMILIES["sd"]
 

@@ -23,7 +23,7 @@ def add_to(opts: Any) -> None:
     from modules import shared
 
     for name, (option, default) in options().items():
-        kind, arguments = panel.describe(name)
+        kind, arguments = panel.gradio_arguments(name)
         label = f"{option.label}: {arguments.pop('info')}"
         info = shared.OptionInfo(default, label, getattr(gr, kind), arguments, section=SECTION)
         opts.add_option(key(name), info)

@@ -74,7 +74,7 @@ def widget(name: str) -> Any:
     """The component of one setting, with its default, bounds, label and help."""
     import gradio as gr
 
-    kind, arguments = describe(name)
+    kind, arguments = gradio_arguments(name)
     option, default = options()[name]
     arguments |= {"value": default, "label": option.label, "elem_id": f"extras_lafr_{name}"}
     try:
@@ -84,7 +84,7 @@ def widget(name: str) -> Any:
         return getattr(gr, kind)(**arguments)
 
 
-def describe(name: str) -> tuple[str, dict[str, Any]]:
+def gradio_arguments(name: str) -> tuple[str, dict[str, Any]]:
     """Gradio's class name for a setting, and the arguments beyond value and label. The settings page uses it as well."""
     option, default = options()[name]
     if option.choices is not None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
-from lafr_core import imagefile
 from lafr_core.errors import Cancelled, LafrError
+from lafr_core.images import photos
 from lafr_core.pipeline import restore_faces
 from lafr_core.types import Face
 
@@ -58,12 +58,12 @@ def _restore(image: Image.Image, request: Request, reference: Image.Image | None
     host.poll()
     if request.restore.strength == 0:
         return Result(image, report("ok", request))
-    with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference) as (parts, note):
-        photo = imagefile.from_pil(_bare(image))
-        done = restore_faces(photo.pixels[None], parts, request.restore, progress=progress)
+    with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference) as (models, note):
+        photo = photos.from_pil(_bare(image))
+        done = restore_faces(photo.pixels[None], models, request.restore, progress=progress)
         if not done.faces:
             return Result(image, report("no face", request, note=note))
-        restored = imagefile.to_pil(replace(photo, pixels=done.images[0]))
+        restored = photos.to_pil(replace(photo, pixels=done.images[0]))
     restored.info = dict(image.info)
     if image.mode in ("RGB", "RGBA", "L", "LA") and restored.mode != image.mode:
         restored = restored.convert(image.mode)

@@ -9,9 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lafr_core import guidance
-from lafr_core.latents import LatentSpec
-from lafr_core.types import Embedder, Prior, Vae
+from lafr_core.latent import guidance
+from lafr_core.types import Embedder, LatentSpec, Prior, Vae
 
 Poll = Callable[[], None]
 """Raises :class:`lafr_core.errors.Cancelled` when the user asked to stop."""
@@ -49,7 +48,7 @@ class Guide:
             return self.embedder(crops)
 
     def __call__(self, x0: Tensor, targets: Tensor) -> Tensor:
-        """Latents (B, C, h, w) moved towards ``targets``; :func:`lafr_core.guidance.guide`."""
+        """Latents (B, C, h, w) moved towards ``targets``; :func:`lafr_core.latent.guidance.guide`."""
         decode = getattr(self.vae, "decode_with_gradient", self.vae.decode)
         return guidance.guide(x0, decode, self.embedder, targets, self.weight)
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from ..lafr_core.errors import InputError
 from ..lafr_core.geometry import CROP_SIZE
-from .adapters import HostVae, check_vae, raw_latent
 from .faces import FaceSet
+from .host import HostVae, check_vae, raw_latent
 from .layout import to_images, to_mask
 from .memory import Managed, host_progress
 from .widgets import ADAPTER, FACES, schema, settings_inputs

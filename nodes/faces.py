@@ -10,16 +10,16 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..lafr_core.crop import crop_faces, place
-from ..lafr_core.detect import detect_faces
 from ..lafr_core.errors import InputError
+from ..lafr_core.faces.crop import crop_faces, place
+from ..lafr_core.faces.detect import detect_faces
+from ..lafr_core.faces.paste import paste_faces
 from ..lafr_core.geometry import CROP_SIZE
-from ..lafr_core.paste import paste_faces
 from ..lafr_core.settings import RestoreSettings
 from ..lafr_core.types import Face, Progress
 from .layout import to_boxes, to_image, to_images, to_mask
 from .memory import host_progress
-from .parts import open_detector
+from .networks import open_detector
 from .readout import numbered
 from .widgets import BOUNDING_BOX, FACES, schema, settings_inputs
 

@@ -10,8 +10,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..lafr_core import imagefile
 from ..lafr_core.errors import ImageFileError, InputError
+from ..lafr_core.images import photos
 from .memory import host_progress
 from .widgets import schema
 
@@ -34,7 +34,7 @@ def photos_in(folder: str) -> list[Path]:
     if folder not in folders():
         raise InputError(f"folder: expected a folder inside ComfyUI's input folder, got {folder!r}; choose one from the list")
     path = Path(folder_paths.get_input_directory()) / ("" if folder == TOP else folder)
-    return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in imagefile.SUFFIXES)
+    return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in photos.SUFFIXES)
 
 
 class LoadFolder(io.ComfyNode):  # type: ignore[misc]
@@ -73,7 +73,7 @@ class LoadFolder(io.ComfyNode):  # type: ignore[misc]
         images, names, refused = [], [], []
         for number, file in enumerate(files):
             try:
-                photo = imagefile.read(file)
+                photo = photos.read(file)
             except ImageFileError as error:
                 refused.append(str(error))
                 logging.getLogger("lafr").warning("%s", error)

@@ -11,12 +11,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..lafr_core.errors import CheckpointError, InputError
-from ..lafr_core.guidance import guide, ordinary, reference_embedding
-from .adapters import check_model, check_vae
+from ..lafr_core.latent.guidance import guide, ordinary, reference_embedding
 from .faces import FaceSet, reference_crops
+from .host import check_model, check_vae
 from .layout import to_images
 from .memory import Managed
-from .parts import open_embedder
+from .networks import open_embedder
 from .widgets import FACES, make, schema
 
 ROWS = "lafr_rows"

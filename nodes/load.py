@@ -8,9 +8,9 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..lafr_core.latents import FAMILIES
-from .parts import FOLDER, model_file, open_adapter, open_prior, open_starter_vae, stamp
-from .starter import StarterVae, starter_model
+from ..lafr_core.latent.spec import FAMILIES
+from .networks import FOLDER, model_file, open_adapter, open_prior, open_starter_vae, stamp
+from .starter import StarterHostVae, starter_model
 from .widgets import ADAPTER, schema
 
 BUNDLED = {"starter (bundled)": "sd", **{f"{name} (bundled)": name for name in FAMILIES if name != "sd"}}
@@ -78,4 +78,4 @@ class LoadStarter(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls) -> Any:
-        return io.NodeOutput(starter_model(open_prior()), StarterVae(open_starter_vae()), open_adapter(None))
+        return io.NodeOutput(starter_model(open_prior()), StarterHostVae(open_starter_vae()), open_adapter(None))

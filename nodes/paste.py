@@ -8,15 +8,15 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..lafr_core.color import match_color
 from ..lafr_core.errors import InputError
-from ..lafr_core.grain import match_grain
-from ..lafr_core.paste import paste_faces
+from ..lafr_core.faces.color import match_color
+from ..lafr_core.faces.grain import match_grain
+from ..lafr_core.faces.paste import paste_faces
 from ..lafr_core.settings import RestoreSettings
 from .faces import FaceSet
 from .layout import to_image, to_images, to_mask
 from .memory import check_rows, host_progress
-from .parts import open_parser
+from .networks import open_parser
 from .widgets import FACES, schema, settings_inputs
 
 PASTING = ("strength", "mask", "feather", "color", "grain")

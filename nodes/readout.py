@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..lafr_core.crop import crop
-from ..lafr_core.draw import draw_faces
-from ..lafr_core.imagefile import Photo, from_pil, to_pil
-from ..lafr_core.pipeline import Restoration
+from ..lafr_core.faces.crop import crop
+from ..lafr_core.images.draw import draw_faces
+from ..lafr_core.images.photos import Photo, from_pil, to_pil
+from ..lafr_core.images.sheet import Row, sheet
+from ..lafr_core.pipeline import RestoredBatch
 from ..lafr_core.settings import RestoreSettings
-from ..lafr_core.sheet import Row, sheet
 from ..lafr_core.types import Face
 
 MOST_ROWS = 12
@@ -28,7 +28,7 @@ def numbered(images: Tensor, faces: Sequence[Face]) -> Tensor:
     return torch.stack(rows)
 
 
-def before_after(images: Tensor, result: Restoration) -> Tensor:
+def before_after(images: Tensor, result: RestoredBatch) -> Tensor:
     """(1, 3, H, W): the faces before and after side by side, the whole photos where there is no face."""
     rows = [
         Row(
@@ -43,7 +43,7 @@ def before_after(images: Tensor, result: Restoration) -> Tensor:
     return from_pil(sheet(("before", "after"), rows)).pixels[None]
 
 
-def describe(result: Restoration, settings: RestoreSettings, device: torch.device) -> str:
+def report_text(result: RestoredBatch, settings: RestoreSettings, device: torch.device) -> str:
     """One line a face, and what deserves a second look."""
     photos, faces = len(result.images), len(result.faces)
     lines = [f"{photos} photo{'s' if photos != 1 else ''}, {faces} face{'s' if faces != 1 else ''}, on {device}"]

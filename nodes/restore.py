@@ -9,16 +9,17 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..lafr_core.errors import InputError
-from ..lafr_core.pipeline import Parts, restore_faces
+from ..lafr_core.models import prior_note
+from ..lafr_core.pipeline import restore_faces
 from ..lafr_core.settings import RestoreSettings, options
-from ..lafr_core.starter import prior_note
-from .adapters import CONNECT, SD, HostVae, check_model, check_vae, raw_latent
+from ..lafr_core.types import Models
+from .host import CONNECT, SD, HostVae, check_model, check_vae, raw_latent
 from .layout import to_boxes, to_image, to_images
 from .memory import Managed, host_progress
-from .parts import open_adapter, open_detector, open_embedder, open_parser, open_prior, open_starter_vae
-from .readout import before_after, describe
+from .models import open_adapter, open_detector, open_embedder, open_parser, open_prior, open_starter_vae
+from .readout import before_after, report_text
 from .sample import empty_text, one_step
-from .starter import StarterVae, is_starter
+from .starter import StarterHostVae, is_starter
 from .widgets import ADAPTER, BOUNDING_BOX, schema, settings_inputs, timestep_input
 
 ADVANCED = ("min_face", "max_face", "detect_side", "small_faces", "identity_warning", "batch_size")
@@ -83,14 +84,14 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
     ) -> Any:
         settings = RestoreSettings(**values)
         images = to_images(image)
-        parts = open_parts(settings, timestep, model, vae, adapter)
+        models = open_models(settings, timestep, model, vae, adapter)
         boxes = to_boxes(bounding_boxes, images.shape[0])
-        result = restore_faces(images, parts, settings, boxes=boxes, progress=host_progress())
-        report = "\n".join(filter(None, (describe(result, settings, parts.device), prior_note(parts))))
+        result = restore_faces(images, models, settings, boxes=boxes, progress=host_progress())
+        report = "\n".join(filter(None, (report_text(result, settings, models.device), prior_note(models))))
         return io.NodeOutput(to_image(result.images, like=image), to_image(before_after(images, result)), report)
 
 
-def open_parts(settings: RestoreSettings, timestep: int, model: Any, vae: Any, adapter: Managed | None) -> Parts:
+def open_models(settings: RestoreSettings, timestep: int, model: Any, vae: Any, adapter: Managed | None) -> Models:
     """The models of one run: the connected ones, and the starter's for the rest.
 
     The adapter says which family it is all about. The starter prior is SD's: other families do without a prior.
@@ -108,9 +109,9 @@ def open_parts(settings: RestoreSettings, timestep: int, model: Any, vae: Any, a
     prior: Any = None
     if spec == SD:
         prior = open_prior() if model is None or is_starter(model) else HostPrior(model, timestep)
-    return Parts(
+    return Models(
         detector=open_detector(settings.detector),
-        vae=HostVae(vae if vae is not None else StarterVae(open_starter_vae()), spec),
+        vae=HostVae(vae if vae is not None else StarterHostVae(open_starter_vae()), spec),
         aligner=adapter if adapter is not None else open_adapter(None),
         prior=prior,
         embedder=open_embedder(),

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..lafr_core.errors import InputError
-from ..lafr_core.sd_prior import CONTEXT_FILE, load_context
-from .adapters import HostVae, check_latent, check_model, check_vae
+from ..lafr_core.latent.sd_prior import CONTEXT_FILE, load_context
 from .faces import FaceSet
 from .guidance import guidance_inputs, guided, reference_vectors
+from .host import HostVae, check_latent, check_model, check_vae
 from .memory import check_rows, host_progress
-from .parts import FOLDER, open_embedder
+from .networks import FOLDER, open_embedder
 from .starter import ONE_STEP, ONE_STEP_ONLY, is_starter
 from .widgets import FACES, schema, setting, timestep_input
 
@@ -177,7 +177,7 @@ class IdentitySampler(io.ComfyNode):  # type: ignore[misc]
 
 
 def one_step(model: Any, latent: dict[str, Any], timestep: int, positive: Any, negative: Any, cfg: float = 1.0) -> Tensor:
-    """Raw latents (B, 4, h, w) -> restored raw latents, as :func:`lafr_core.prediction.one_step` at ``timestep``.
+    """Raw latents (B, 4, h, w) -> restored raw latents, as :func:`lafr_core.latent.prediction.one_step` at ``timestep``.
 
     Runs inside the host's own sampling: LoRAs, ControlNets, hooks, patches, previews and interruption work as everywhere.
     """

@@ -9,12 +9,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..lafr_core.errors import CheckpointError, InputError
-from ..lafr_core.identity import cosine
+from ..lafr_core.faces.identity import cosine
 from ..lafr_core.settings import RestoreSettings
 from .faces import find_faces
 from .layout import to_images
 from .memory import host_progress
-from .parts import open_embedder
+from .networks import open_embedder
 from .widgets import schema
 
 

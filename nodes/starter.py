@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..lafr_core.errors import InputError
-from ..lafr_core.latents import family
-from .adapters import trust_vae
+from ..lafr_core.latent.spec import family
+from .host import trust_vae
 from .memory import Managed, WholePatcher, modules_of, whole
 
 ONE_STEP = "lafr_one_step"
@@ -81,7 +81,7 @@ class _Autoencoder(nn.Module):
         return self.network.decoder(self.spec.to_scaled(latents)) * 2 - 1
 
 
-class StarterVae(comfy.sd.VAE):  # type: ignore[misc]
+class StarterHostVae(comfy.sd.VAE):  # type: ignore[misc]
     """A comfy VAE whose network is the starter autoencoder.
 
     The host fills in its own bookkeeping, which differs between versions, as for an untrained TAESD, whose interface ours

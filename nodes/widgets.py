@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..lafr_core.prediction import TIMESTEPS
-from ..lafr_core.sd_prior import TIMESTEP
+from ..lafr_core.latent.prediction import TIMESTEPS
+from ..lafr_core.latent.sd_prior import TIMESTEP
 from ..lafr_core.settings import options
 
 CATEGORY = "LAFR"

@@ -68,12 +68,12 @@ def starter_weights() -> Path:
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Our five kinds of weight files with small random networks: right in form, of no use."""
-    from lafr_core import checkpoint
-    from lafr_core.networks.adapter import AdapterNet
-    from lafr_core.networks.detector import StarterNets
-    from lafr_core.networks.embedder import StarterEmbedderNet
-    from lafr_core.networks.prior import PriorNet
-    from lafr_core.networks.vae import StarterVaeNet
+    from lafr_core.faces.networks.detector import StarterNets
+    from lafr_core.faces.networks.embedder import StarterEmbedderNet
+    from lafr_core.latent.networks.adapter import AdapterNet
+    from lafr_core.latent.networks.prior import PriorNet
+    from lafr_core.latent.networks.vae import StarterVaeNet
+    from lafr_core.store import checkpoint
 
     generator_state = torch.get_rng_state()
     torch.manual_seed(7)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core.latents import FAMILIES
-from lafr_core.pipeline import Parts
-from lafr_core.types import Alignment, Face
+from lafr_core.latent.spec import FAMILIES
+from lafr_core.types import Alignment, Face, Models
 
 TEMPLATE_IN_UNIT_BOX = ((0.31, 0.42), (0.69, 0.42), (0.5, 0.62), (0.34, 0.78), (0.66, 0.78))
 
@@ -66,6 +65,6 @@ class MeanColour:
         return F.normalize(F.adaptive_avg_pool2d(crops, 2).flatten(1), dim=1)
 
 
-def parts(faces: Sequence[Face] = (), embedder: bool = True) -> Parts:
+def parts(faces: Sequence[Face] = (), embedder: bool = True) -> Models:
     """A whole set of stand-ins that finds ``faces``."""
-    return Parts(FixedDetector(faces), BlockVae(), Brighter(), None, MeanColour() if embedder else None)
+    return Models(FixedDetector(faces), BlockVae(), Brighter(), None, MeanColour() if embedder else None)

@@ -15,13 +15,15 @@ import torch
 from fakes import face_at, parts
 from PIL import Image
 
-from lafr_core import checkpoint, cli, imagefile, png16
+from lafr_core.app import cli
 from lafr_core.errors import CheckpointError
-from lafr_core.imagefile import Photo
-from lafr_core.networks.adapter import AdapterNet
+from lafr_core.images import photos, png16
+from lafr_core.images.photos import Photo
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.models import open_models
 from lafr_core.pipeline import restore_faces
 from lafr_core.settings import RestoreSettings
-from lafr_core.starter import open_parts
+from lafr_core.store import checkpoint
 from lafr_core.types import Face
 
 FACE = face_at(16, 20, 48)
@@ -59,7 +61,7 @@ GOOD: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "open_parts", lambda *_, **__: parts([FACE]))
+    monkeypatch.setattr(cli, "open_models", lambda *_, **__: parts([FACE]))
 
 
 def run(*arguments: object) -> int:
@@ -70,10 +72,10 @@ def run(*arguments: object) -> int:
 def test_every_kind_of_photo_is_restored_inside_the_mask_and_kept_outside(name: str, tmp_path: Path, models: None) -> None:
     source = tmp_path / name
     GOOD[name](source)
-    before = imagefile.read(source)
+    before = photos.read(source)
     assert before.pixels.shape == (3, 96, 80)
     assert run("restore", source, "-o", tmp_path / "out") == 0
-    after = imagefile.read(tmp_path / "out" / f"{source.stem}.png")
+    after = photos.read(tmp_path / "out" / f"{source.stem}.png")
     assert (after.bits, after.gray) == (before.bits, before.gray)
     changed = (before.pixels != after.pixels).any(0)
     assert changed[44, 40] and not changed[:, -1].any() and not changed[-1].any()
@@ -212,10 +214,10 @@ def test_an_upside_down_face_is_restored_in_its_place() -> None:
 
 def test_real_starter_finds_an_upside_down_face(starter_weights: Path, faces_folder: Path) -> None:
     path = sorted((faces_folder / "val").iterdir())[0]
-    photo = imagefile.read(path)
+    photo = photos.read(path)
     settings = RestoreSettings(detector="starter", top_k=1)
     upside_down = photo.pixels.flip(-1, -2)[None]
-    result = restore_faces(upside_down, open_parts(settings, device="cpu"), settings)
+    result = restore_faces(upside_down, open_models(settings, device="cpu"), settings)
     (face,) = result.faces
     assert face.landmarks[0][1] > face.landmarks[3][1]  # its eyes are below its mouth
     assert result.images.shape == upside_down.shape and not torch.equal(result.images, upside_down)
@@ -224,11 +226,11 @@ def test_real_starter_finds_an_upside_down_face(starter_weights: Path, faces_fol
 def test_a_gray_photo_stays_gray_and_its_luma_is_restored(tmp_path: Path, models: None) -> None:
     Image.fromarray(noise(96, 80)).save(tmp_path / "a.jpg", quality=95)
     assert run("restore", tmp_path / "a.jpg", "-o", tmp_path / "out") == 0
-    before, after = imagefile.read(tmp_path / "a.jpg"), imagefile.read(tmp_path / "out" / "a.png")
+    before, after = photos.read(tmp_path / "a.jpg"), photos.read(tmp_path / "out" / "a.png")
     assert after.gray and not torch.equal(before.pixels, after.pixels)
     Image.fromarray(np.repeat(noise(96, 80)[..., None], 3, 2)).save(tmp_path / "rgb.png")  # gray, stored in colour
     assert run("restore", tmp_path / "rgb.png", "-o", tmp_path / "out") == 0
-    after = imagefile.read(tmp_path / "out" / "rgb.png")
+    after = photos.read(tmp_path / "out" / "rgb.png")
     assert torch.equal(after.pixels[0], after.pixels[1]) and torch.equal(after.pixels[0], after.pixels[2])
 
 
@@ -267,7 +269,7 @@ def test_parts_of_two_latent_families_are_refused(tmp_path: Path, random_weights
     with pytest.raises(
         CheckpointError, match="adapter: expected one for the VAE's sd latents, got one for flux latents; pass --adapter"
     ):
-        open_parts(
+        open_models(
             RestoreSettings(detector="starter"),
             device="cpu",
             vae=random_weights["vae"],
@@ -289,7 +291,7 @@ def test_an_option_out_of_range_is_wrong_usage(name: str, value: float, tmp_path
 def test_a_photo_too_large_for_its_bytes_is_refused(
     tmp_path: Path, models: None, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    monkeypatch.setattr(imagefile, "MAX_PIXELS", 1000)
-    imagefile.write(tmp_path / "a.png", Photo(torch.rand(3, 40, 40)))
+    monkeypatch.setattr(photos, "MAX_PIXELS", 1000)
+    photos.write(tmp_path / "a.png", Photo(torch.rand(3, 40, 40)))
     assert run("restore", tmp_path / "a.png", "-o", tmp_path / "out") == 1
     assert "a.png: too large (40x40 pixels)" in capfd.readouterr().err

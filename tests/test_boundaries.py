@@ -19,11 +19,14 @@ MODULES = sorted(CORE.rglob("*.py"))
 HOSTS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution", "modules", "modules_forge"}
 HOSTS |= {"backend", "gradio", "fastapi", "launch", "latent_preview", "ldm"}
 OPTIONAL = {"diffusers", "transformers", "peft", "facexlib", "insightface", "onnxruntime", "accelerate", "skimage", "tqdm"}
-OPTIONAL |= {"torchvision", "einops", "yaml"}
+OPTIONAL |= {"torchvision", "yaml"}
 FORBIDDEN = {"cv2", "scipy", "basicsr", "gfpgan", "kornia", "train", "scripts", "lafr_webui", "benchmarks", "tests"}
-STAGES = {"detect", "crop", "align", "restore", "paste"}
-ABOVE = {"pipeline", "starter", "processes", "batch", "cli", "demo", "__main__"}
-"""What knows the order of the stages, and what uses it; nothing below may import these."""
+GROUND = ("errors", "types", "settings", "geometry")
+"""The ground floor, in the order they may import each other: each may use those before it. Every room stands on them."""
+ROOMS = {"store": set(), "faces": {"store"}, "latent": {"store"}, "images": {"store"}}
+"""Room -> the other rooms it may enter. faces, latent and images do not know each other: only the pipeline knows the order."""
+UPSTAIRS = ("pipeline", "models", "api", "app", "__main__", "")
+"""What brings the rooms together, from below to above: each may use what stands before it and every room; "" is the package."""
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -40,17 +43,27 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def core_module(path: Path, name: str) -> str:
-    """The lafr_core module a relative import means: '.crop' -> 'crop', '..types' in detectors/ -> 'types'."""
+    """The lafr_core module a relative import means: '.crop' in faces/ -> 'faces.crop', '..types' there -> 'types'."""
     inside = path.relative_to(CORE).parts[:-1]
     dots = len(name) - len(name.lstrip("."))
-    return ".".join((*inside[: len(inside) + 1 - dots], name.lstrip(".")))
+    return ".".join((*inside[: len(inside) + 1 - dots], name.lstrip("."))).strip(".")
+
+
+def room_of(module: str) -> str:
+    """The room, or the top-level module, that a dotted name inside lafr_core belongs to; '' is the package itself."""
+    return module.split(".")[0]
 
 
 def test_the_scan_sees_something() -> None:
     assert len(MODULES) > 30
-    assert ("torch", True) in set(imports(CORE / "crop.py")) and (".pipeline", True) in set(imports(CORE / "cli.py"))
-    assert core_module(CORE / "detectors" / "starter.py", "..types") == "types"
-    assert core_module(CORE / "detectors" / "__init__.py", ".starter") == "detectors.starter"
+    assert ("torch", True) in set(imports(CORE / "faces" / "crop.py"))
+    assert ("..pipeline", True) in set(imports(CORE / "app" / "cli.py"))
+    assert core_module(CORE / "faces" / "detectors" / "starter.py", "...types") == "types"
+    assert core_module(CORE / "faces" / "detectors" / "__init__.py", ".starter") == "faces.detectors.starter"
+    assert core_module(CORE / "app" / "cli.py", "..__version__") == "__version__" and room_of("faces.crop") == "faces"
+    rooms = {path.parent.name for path in CORE.glob("*/__init__.py")}
+    assert rooms == {*ROOMS, "app"}, "a new room: say in ROOMS what it may enter, and in docs/house.md what it is for"
+    assert {path.stem for path in CORE.glob("*.py")} == {*GROUND, *UPSTAIRS[:3], "__main__", "__init__"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
@@ -62,14 +75,26 @@ def test_the_library_imports_no_host_and_only_itself_relatively(path: Path) -> N
         assert not (top_level and first in OPTIONAL), f"{path}: imports {name} at module level; import it where it is used"
 
 
+def allowed(own: str) -> set[str]:
+    """Where a module of room ``own`` may look: itself, and everything below it."""
+    if own in GROUND:
+        return set(GROUND[: GROUND.index(own)])
+    if own in ROOMS:
+        return {own, *GROUND, *ROOMS[own]}
+    return {*GROUND, *ROOMS, *UPSTAIRS[: UPSTAIRS.index(own) + 1], "__version__"}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
-def test_imports_point_left(path: Path) -> None:
-    own = path.relative_to(CORE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
-    wanted = {core_module(path, name).split(".")[0] for name, _ in imports(path) if name.startswith(".")}
-    if own in STAGES:
-        assert not wanted & (STAGES - {own}), "stages do not import each other; only the pipeline knows their order"
-    if own not in ABOVE:
-        assert not wanted & ABOVE, f"{own} is below {wanted & ABOVE}"
+def test_imports_point_down(path: Path) -> None:
+    """Ground floor <- rooms <- pipeline, models, api <- app; no room enters its neighbour."""
+    own = room_of(path.relative_to(CORE).with_suffix("").as_posix().replace("/", ".").replace("__init__", ""))
+    wanted = {room_of(core_module(path, name)) for name, _ in imports(path) if name.startswith(".")}
+    assert wanted <= allowed(own), f"{path.relative_to(CORE)} may not import {wanted - allowed(own)}"
+
+
+def test_every_room_is_named_in_the_map() -> None:
+    text = (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
+    assert [room for room in (*ROOMS, "app") if f"`{room}/`" not in text] == []
 
 
 BLOCK = """
@@ -121,7 +146,7 @@ def test_importing_is_cheap_and_touches_nothing() -> None:
     assert seen["package"] < 0.5 and seen["everything"] < 2.0
     assert [name for name in seen["opened"] if str(ROOT) in name or "/.cache" in name or "lafr" in name] == []
     assert seen["touched"] == [] and seen["cuda"] is False
-    assert "lafr_core.cli" in seen["modules"] and not {"comfy", "gradio", "cv2"} & set(seen["modules"])
+    assert "lafr_core.app.cli" in seen["modules"] and not {"comfy", "gradio", "cv2"} & set(seen["modules"])
 
 
 def test_the_library_works_under_another_name() -> None:
@@ -137,7 +162,8 @@ import inspect
 assert inspect.iscoroutinefunction(pack.comfy_entrypoint)
 assert not hasattr(pack, "NODE_CLASS_MAPPINGS")  # it would hide comfy_entrypoint
 assert pack.WEB_DIRECTORY == "./web"
-from some_pack.lafr_core import cli, pipeline
+from some_pack.lafr_core import pipeline
+from some_pack.lafr_core.app import cli
 assert "lafr_core" not in sys.modules and pipeline.__name__ == "some_pack.lafr_core.pipeline"
 """
     result = run(code)
@@ -148,7 +174,7 @@ def test_a_photo_is_restored_without_any_optional_package(tmp_path: Path, random
     """facexlib, insightface, diffusers and accelerate could not be installed: the starter backends still restore."""
     Image.effect_noise((80, 60), 60).convert("RGB").save(tmp_path / "a.png")
     code = BLOCK.format(blocked=OPTIONAL - {"tqdm"} | FORBIDDEN, root=str(ROOT)) + (
-        "from lafr_core.cli import main\n"
+        "from lafr_core.app.cli import main\n"
         "try:\n import facexlib\n"
         "except ImportError: pass\n"
         "else: sys.exit('facexlib was not blocked')\n"

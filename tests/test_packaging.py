@@ -32,16 +32,38 @@ def test_the_registry_accepts_the_project() -> None:
     assert {"PublisherId", "DisplayName"} <= set(data["tool"]["comfy"])
     assert data["tool"]["setuptools"]["packages"] == [
         "lafr_core",
-        *sorted(f"lafr_core.{path.parent.name}" for path in (ROOT / "lafr_core").glob("*/__init__.py")),
+        *sorted(".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "lafr_core").glob("*/**/__init__.py")),
     ]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-train.txt", "requirements-dev.txt"])
-def test_requirements_are_lower_bounds(name: str) -> None:
+LISTS = ("requirements.txt", "requirements-detectors.txt", "requirements-train.txt", "requirements-dev.txt")
+
+
+def requirements(name: str) -> list[str]:
+    """The lines of a requirements file that pip reads."""
     lines = [line.strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
-    wanted = [line for line in lines if line and not line.startswith("#")]
-    assert wanted and all(re.fullmatch(r"-r requirements(-train)?\.txt|[a-z-]+>=[0-9.]+", line) for line in wanted)
-    assert not any(line.startswith(("opencv", "onnxruntime", "basicsr", "gfpgan", "torchaudio")) for line in wanted)
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_requirements_are_lower_bounds(name: str) -> None:
+    wanted = requirements(name)
+    one = r"-r requirements(-train|-detectors)?\.txt|[A-Za-z-]+(>=[0-9.]+)?"
+    assert wanted and all(re.fullmatch(one, line) for line in wanted)
+    assert not any(line.startswith(("opencv", "basicsr", "gfpgan", "torchaudio")) for line in wanted)
+
+
+def test_restoring_needs_nothing_heavy() -> None:
+    """What pulls OpenCV, numba, onnxruntime or scikit-image stays out of the list that everybody installs."""
+    names = {re.split(r"[>=]", line)[0] for line in requirements("requirements.txt")}
+    assert names == {"torch", "numpy", "pillow", "safetensors", "tqdm", "einops", "diffusers", "accelerate"}
+
+
+def test_the_extras_are_the_requirements_files() -> None:
+    extras: dict[str, list[str]] = project()["project"]["optional-dependencies"]  # type: ignore[index]
+    for name in ("detectors", "train"):
+        assert extras[name] == [line for line in requirements(f"requirements-{name}.txt") if not line.startswith("-r")]
+    assert extras["all"] == ["lafr[detectors,train]"]
 
 
 def test_no_file_is_a_program_by_accident() -> None:

@@ -25,7 +25,7 @@ STATE, CONFIG, RUN = "state.pt", "config.yaml", "run.json"
 _NAME = re.compile(r"step_(\d{8})")
 
 
-def identity(stage: str, config: Config, manifest: str) -> dict[str, Any]:
+def fingerprint(stage: str, config: Config, manifest: str) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that resumes it. Paths, logging and step counts may change."""
     plain = to_mapping(config)
     data = {key: value for key, value in plain["data"].items() if key not in ("workers", "source", "validation")}

@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core import checkpoint
-from lafr_core.boxes import face_box, five, mirror, overlap, suppress
 from lafr_core.errors import CheckpointError
+from lafr_core.faces.boxes import face_box, five, mirror, overlap, suppress
+from lafr_core.faces.networks.closeup import FACE, SIDE, Closer, CloseUpNet, fold, template
+from lafr_core.faces.networks.detector import StarterDetectorNet, StarterNets
+from lafr_core.faces.resample import resample
 from lafr_core.geometry import as_matrix, compose, invert, similarity, transform
-from lafr_core.networks.closeup import FACE, SIDE, Closer, CloseUpNet, fold, template
-from lafr_core.networks.detector import StarterDetectorNet, StarterNets
-from lafr_core.resample import resample
+from lafr_core.store import checkpoint
 from lafr_core.types import Box, Matrix
 
 from . import checkpoints

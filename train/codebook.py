@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lafr_core.networks.adapter import AdapterNet
+from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.types import Vae
 from train import losses
 from train.codebook_learning import CodebookLearner, Usage

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lafr_core.networks.codebook import Codebook
+from lafr_core.latent.networks.codebook import Codebook
 
 
 class Usage(NamedTuple):

@@ -2,7 +2,7 @@
 
 Every picture is drawn afresh from its own generator: no face, a portrait, or up to twelve faces of any size and angle on
 a background without faces; then the whole picture is degraded. Nothing but the portraits, scikit-image's bundled pictures
-without faces and drawn patterns goes in. Face boxes follow from the landmarks (:func:`lafr_core.boxes.face_box`).
+without faces and drawn patterns goes in. Face boxes follow from the landmarks (:func:`lafr_core.faces.boxes.face_box`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from lafr_core.boxes import MIRRORED, face_box
+from lafr_core.faces.boxes import MIRRORED, face_box
 from lafr_core.geometry import invert, transform
 from lafr_core.types import Box, Matrix, Point
 
 from .config import Data
 from .data import Picture, labelled_photos
-from .faces import Photo, load_pixels
+from .faces import Portrait, load_pixels
 
 FACELESS = (
     "brick", "grass", "gravel", "chelsea", "coins", "page", "text", "moon", "horse", "hubble_deep_field", "ihc", "cell",
@@ -53,7 +53,7 @@ class Labelled:
 class Library:
     """The portraits at half, quarter and eighth size, and pictures without faces, all in memory as uint8."""
 
-    def __init__(self, photos: list[Photo]) -> None:
+    def __init__(self, photos: list[Portrait]) -> None:
         self.photos = photos
         self.pictures = [Picture(photo.path.name, photo.path) for photo in photos]
         self.levels: list[tuple[Image.Image, ...]] = []

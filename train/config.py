@@ -38,7 +38,7 @@ class Data:
     subset_method: str = "random"
     """random, or k-centre: greedy farthest points over the latents, the most varied subset."""
     severity: str = "full"
-    """Degradation ranges: full, mild, medium or severe (lafr_core.degrade)."""
+    """Degradation ranges: full, mild, medium or severe (lafr_core.images.degrade)."""
     flip: float = 0.5
     """Probability of mirroring a picture."""
     workers: int = 2
@@ -77,7 +77,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes of the adapter (lafr_core.networks.adapter) and of the starter prior."""
+    """Sizes of the adapter (lafr_core.latent.networks.adapter) and of the starter prior."""
 
     width: int = 64
     coarse: int = 128

@@ -22,19 +22,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lafr_core.degrade import Drawn, degrade
 from lafr_core.errors import InputError
+from lafr_core.images.degrade import Drawn, degrade
 from lafr_core.types import Matrix
 from train.config import Data
 from train.drawn import draw_face
-from train.faces import Photo, aligned_crop, read_split
+from train.faces import Portrait, aligned_crop, read_split
 
 log = logging.getLogger("train.data")
 Source = TypeVar("Source")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DRAWN = "drawn:"
 DRAWN_PARAMETERS = ("sigma_x", "sigma_y", "angle", "ratio", "noise", "quality", "gray")
-"""What of a :class:`~lafr_core.degrade.Drawn` a batch carries along in ``drawn`` (B, 7)."""
+"""What of a :class:`~lafr_core.images.degrade.Drawn` a batch carries along in ``drawn`` (B, 7)."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def readable(pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
     return good, bad
 
 
-def labelled_photos(data: Data) -> list[Photo]:
+def labelled_photos(data: Data) -> list[Portrait]:
     """The chosen share of the training photos in ``data.source``'s faces.csv, for what is taught whole photos."""
     return choose(read_split(Path(data.source), "train"), data.subset, data.subset_seed, data.subset_method)
 

@@ -1,4 +1,4 @@
-"""The blind-face degradation of training: :mod:`lafr_core.degrade`, under the name that training code knows it by.
+"""The blind-face degradation of training: :mod:`lafr_core.images.degrade`, under the name that training code knows it by.
 
     python -m train.degrade --preview --source drawn:64 --out preview.png
 
@@ -12,7 +12,7 @@ import csv
 import sys
 from pathlib import Path
 
-from lafr_core.degrade import SEVERITIES, Array, Drawn, Ranges, apply, blur, degrade, draw, resize
+from lafr_core.images.degrade import SEVERITIES, Array, Drawn, Ranges, apply, blur, degrade, draw, resize
 
 __all__ = ["SEVERITIES", "Array", "Drawn", "Ranges", "apply", "blur", "degrade", "draw", "resize"]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core import checkpoint
-from lafr_core.networks.detector import Predictions, StarterDetectorNet, fold
+from lafr_core.faces.networks.detector import Predictions, StarterDetectorNet, fold
+from lafr_core.store import checkpoint
 
 from . import checkpoints
 from .composites import Library, open_library, sample

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core import checkpoint
-from lafr_core.crop import warp
+from lafr_core.faces.crop import warp
+from lafr_core.faces.networks.embedder import INPUT_SIDE, StarterEmbedderNet, fold
 from lafr_core.geometry import ARCFACE_TEMPLATE, similarity
-from lafr_core.networks.embedder import INPUT_SIDE, StarterEmbedderNet, fold
+from lafr_core.store import checkpoint
 
 from . import checkpoints
 from .config import Config
 from .data import Picture, labelled_photos, locate
-from .faces import Photo, load_pixels
+from .faces import Portrait, load_pixels
 from .loop import NetworkTask, train
 from .mobilefacenet import load_mobilefacenet
 from .parts import averaged, seeded
@@ -44,7 +44,7 @@ SIDE = INPUT_SIDE + 2 * MARGIN
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
-def aligned_faces(photos: Sequence[Photo]) -> Tensor:
+def aligned_faces(photos: Sequence[Portrait]) -> Tensor:
     """The photos' faces at the ArcFace template with a margin: (N, 3, 128, 128) uint8."""
     template = [(x + MARGIN, y + MARGIN) for x, y in ARCFACE_TEMPLATE]
     faces = []

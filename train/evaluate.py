@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lafr_core.errors import InputError, LafrError
-from lafr_core.metrics import psnr, ssim
+from lafr_core.images.metrics import psnr, ssim
 from train import config as configs
 from train.checkpoints import open_checkpoint
 from train.config import Config
@@ -176,7 +176,7 @@ def _landmarks(folder: Path) -> Metric:
     """Mean distance of the five landmarks a detector finds in both pictures, as a share of the original's eye distance."""
     name = "landmark distance"
     try:
-        from lafr_core.detectors import open_detector
+        from lafr_core.faces.detectors import open_detector
 
         file = folder / "retinaface_mobile0.25.pth"
         kind = "retinaface-mobile0.25" if file.is_file() else "auto"

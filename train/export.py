@@ -22,11 +22,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lafr_core import checkpoint
 from lafr_core.errors import LafrError
-from lafr_core.lora import peft_to_kohya
-from lafr_core.networks.prior import PriorNet
-from lafr_core.sd_prior import CONTEXT_FILE
+from lafr_core.latent.lora import peft_to_kohya
+from lafr_core.latent.networks.prior import PriorNet
+from lafr_core.latent.sd_prior import CONTEXT_FILE
+from lafr_core.store import checkpoint
 from train import checkpoints
 from train.config import Config
 from train.parts import averaged, new_adapter, new_prior
@@ -51,7 +51,7 @@ def export(where: Path, stage: str, out: Path) -> list[Path]:
 
 
 def export_adapter(file: Path, config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> Path:
-    """The adapter as lafr_core.align opens it."""
+    """The adapter as lafr_core.latent.adapter opens it."""
     weights = averaged(state)
     network = new_adapter(config, weights["extractor.stem.weight"].shape[1])
     network.load_state_dict(weights, strict=True)
@@ -60,7 +60,7 @@ def export_adapter(file: Path, config: Config, state: Mapping[str, Any], notes: 
 
 
 def export_prior(file: Path, config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> Path:
-    """The starter prior as lafr_core.restore opens it."""
+    """The starter prior as lafr_core.latent.prior opens it."""
     weights = averaged(state)
     network: PriorNet = new_prior(config, weights["stem.weight"].shape[1])
     network.load_state_dict(weights, strict=True)

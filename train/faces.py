@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lafr_core.crop import warp
 from lafr_core.errors import InputError
+from lafr_core.faces.crop import warp
 from lafr_core.geometry import CROP_SIZE, FFHQ_TEMPLATE, as_matrix, compose, similarity
 from lafr_core.types import Matrix, Point
 
@@ -23,7 +23,7 @@ _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 
 
 @dataclass(frozen=True)
-class Photo:
+class Portrait:
     """One photo on disk with its five landmarks in pixels."""
 
     path: Path
@@ -35,7 +35,7 @@ class Photo:
         return similarity(self.landmarks, FFHQ_TEMPLATE)
 
 
-def read_split(root: Path, split: str) -> list[Photo]:
+def read_split(root: Path, split: str) -> list[Portrait]:
     """The photos of ``split`` ("train" or "val") listed in ``root/faces.csv``, in file order. Raises InputError when empty."""
     table = Path(root) / "faces.csv"
     if not table.is_file():
@@ -45,7 +45,7 @@ def read_split(root: Path, split: str) -> list[Photo]:
     if not rows:
         raise InputError(f"{table}: no rows with split {split!r}; expected 'train' or 'val'")
     return [
-        Photo(
+        Portrait(
             Path(root) / row["file"],
             tuple((float(row[f"{p}_x"]), float(row[f"{p}_y"])) for p in _POINTS),
             row["source"],
@@ -54,7 +54,7 @@ def read_split(root: Path, split: str) -> list[Photo]:
     ]
 
 
-def load_pixels(photo: Photo) -> NDArray[np.uint8]:
+def load_pixels(photo: Portrait) -> NDArray[np.uint8]:
     """The photo's pixels (H, W, 3) uint8 RGB."""
     with Image.open(photo.path) as image:
         return np.asarray(image.convert("RGB"))
@@ -82,6 +82,6 @@ def aligned_crop(pixels: NDArray[np.uint8], matrix: Matrix) -> Tensor:
     return warp(image, matrix, CROP_SIZE)
 
 
-def validation_crops(photos: Sequence[Photo]) -> Tensor:
+def validation_crops(photos: Sequence[Portrait]) -> Tensor:
     """The exactly aligned crops (N, 3, 512, 512) of all photos."""
     return torch.stack([aligned_crop(load_pixels(photo), photo.matrix) for photo in photos])

@@ -30,16 +30,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from lafr_core import checkpoint
-from lafr_core.files import atomic
 from lafr_core.geometry import CROP_SIZE
-from lafr_core.latents import FAMILIES, LatentSpec, family
-from lafr_core.networks.adapter import AdapterNet, AdapterOutput, Features
-from lafr_core.types import Vae
-from lafr_core.vaes import open_tiny
+from lafr_core.latent.networks.adapter import AdapterNet, AdapterOutput, Features
+from lafr_core.latent.spec import FAMILIES, family
+from lafr_core.latent.vae import open_tiny
+from lafr_core.store import checkpoint
+from lafr_core.store.atomic import atomic
+from lafr_core.types import LatentSpec, Vae
 from train import optimizers
 from train.codebook_learning import CodebookLearner
-from train.faces import Photo, read_split
+from train.faces import Portrait, read_split
 from train.pairs import PHOTOS, Encode, Pool, starter_encoder
 from train.pairs import draw as drawn
 from train.precision import amp
@@ -92,7 +92,7 @@ def both_encoder(tiny: Path, name: str, starter: Path) -> Encode:
 
 
 def make_pairs(
-    photos: list[Photo], encode: Callable[[], Encode], out: Path, *, count: int, versions: int, window: int, seed: int
+    photos: list[Portrait], encode: Callable[[], Encode], out: Path, *, count: int, versions: int, window: int, seed: int
 ) -> Pairs:
     """``count`` photos in a random order, in shards; those that exist are kept. ``encode()`` opens the encoder when needed."""
     out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def make_pairs(
 
 
 @torch.no_grad()
-def windowed(photo: Photo, seed: list[int], versions: int, window: int, encode: Encode) -> dict[str, Tensor]:
+def windowed(photo: Portrait, seed: list[int], versions: int, window: int, encode: Encode) -> dict[str, Tensor]:
     """One photo's row of :class:`Pairs`: all its versions in the same window of ``window`` pixels."""
     generator = np.random.default_rng(seed)
     sharp, low = drawn(photo, generator, versions)

@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core import checkpoint
-from lafr_core.boxes import mirror
 from lafr_core.errors import CheckpointError
+from lafr_core.faces.boxes import mirror
+from lafr_core.faces.networks.closeup import SIDE
+from lafr_core.faces.networks.detector import StarterNets
+from lafr_core.faces.networks.landmarks import EYES, LandmarkNet, fold, template
 from lafr_core.geometry import similarity, transform
-from lafr_core.networks.closeup import SIDE
-from lafr_core.networks.detector import StarterNets
-from lafr_core.networks.landmarks import EYES, LandmarkNet, fold, template
+from lafr_core.store import checkpoint
 
 from . import checkpoints
 from .composites import Library, degrade_picture, open_library

@@ -155,7 +155,7 @@ def train(task: Task, stage: Stage, config: Config, samples: Samples, validation
     optimizer = make_optimizer(task.model, stage)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     average = Average(task.model, stage.ema)
-    identity = checkpoints.identity(task.name, config, manifest_hash(samples.pictures))
+    identity = checkpoints.fingerprint(task.name, config, manifest_hash(samples.pictures))
     step = 0
     newest = checkpoints.newest(folder)
     if newest is not None and not config.log.resume:
@@ -296,7 +296,7 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     return optimizers.make(stage.optimizer, model, stage.lr, stage.weight_decay)
 
 
-def describe(task: Task) -> str:
+def learning_line(task: Task) -> str:
     """One line for the log: how many parameters learn."""
     learning = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     return json.dumps({"stage": task.name, "trainable_parameters": learning, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})

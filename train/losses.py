@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lafr_core.crop import template_crops
 from lafr_core.errors import CheckpointError, InputError, MissingPackageError
+from lafr_core.faces.crop import template_crops
 from lafr_core.geometry import ARCFACE_TEMPLATE
 from train.config import Loss
 from train.mobilefacenet import FILE as MOBILEFACENET_FILE
@@ -41,7 +41,7 @@ def gradient(result: Tensor, target: Tensor) -> Tensor:
     return dx + dy
 
 
-def similarity(result: Tensor, target: Tensor) -> Tensor:
+def window_ssim(result: Tensor, target: Tensor) -> Tensor:
     """Mean SSIM over uniform 8x8 windows, one every 4 pixels: cheaper than the Gaussian ones and close enough to train by.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004, eq. 13.
@@ -263,7 +263,7 @@ class TemplateEmbedder(nn.Module):
 
 def _open_identity(weights: Loss, device: torch.device) -> Network:
     if weights.identity_weights == "starter":
-        from lafr_core.identity import open_embedder
+        from lafr_core.faces.identity import open_embedder
 
         embedder = open_embedder(None, device)
         if embedder is None:

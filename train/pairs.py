@@ -23,14 +23,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lafr_core import checkpoint
 from lafr_core.errors import InputError
-from lafr_core.files import atomic
 from lafr_core.geometry import compose
-from lafr_core.networks.vae import StarterVaeNet
+from lafr_core.latent.networks.vae import StarterVaeNet
+from lafr_core.store import checkpoint
+from lafr_core.store.atomic import atomic
 from train import arguments
 from train.degrade import degrade
-from train.faces import Photo, aligned_crop, jitter, load_pixels, read_split
+from train.faces import Portrait, aligned_crop, jitter, load_pixels, read_split
 from train.precision import amp, channels_last
 
 log = logging.getLogger("train.pairs")
@@ -59,7 +59,7 @@ def tint(image: Tensor, generator: np.random.Generator) -> Tensor:
     return (image.clamp(0, 1) ** gamma * gains).clamp(0, 1)
 
 
-def draw(photo: Photo, generator: np.random.Generator, versions: int) -> tuple[Tensor, Tensor]:
+def draw(photo: Portrait, generator: np.random.Generator, versions: int) -> tuple[Tensor, Tensor]:
     """One sharp crop (3, 512, 512) and its degraded versions (V, 3, 512, 512), in [0, 1]."""
     sharp = tint(aligned_crop(load_pixels(photo), compose(jitter(generator), photo.matrix)), generator)
     pixels: NDArray[np.float32] = np.ascontiguousarray(sharp.permute(1, 2, 0).numpy())
@@ -68,7 +68,7 @@ def draw(photo: Photo, generator: np.random.Generator, versions: int) -> tuple[T
 
 
 @torch.no_grad()
-def make_shard(photos: list[Photo], seeds: list[list[int]], versions: int, encode: Encode) -> dict[str, Tensor]:
+def make_shard(photos: list[Portrait], seeds: list[list[int]], versions: int, encode: Encode) -> dict[str, Tensor]:
     """``sharp`` (n, 3, 512, 512) uint8, ``z_hq`` (n, C, 64, 64) and ``z_lq`` (n, V, C, 64, 64) float16."""
     rows: dict[str, list[Tensor]] = {"sharp": [], "z_hq": [], "z_lq": []}
     for photo, seed in zip(photos, seeds, strict=True):

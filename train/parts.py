@@ -10,14 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lafr_core import checkpoint
 from lafr_core.errors import CheckpointError, MissingPackageError
-from lafr_core.networks.adapter import AdapterNet
-from lafr_core.networks.prior import PriorNet
-from lafr_core.prediction import Prediction, alphas_cumprod, to_sample
-from lafr_core.sd_prior import find_context, load_unet, prediction_of
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.networks.prior import PriorNet
+from lafr_core.latent.prediction import Prediction, alphas_cumprod, to_sample
+from lafr_core.latent.sd_prior import find_context, load_unet, prediction_of
+from lafr_core.latent.vae import KlVae, StarterVae, TinyVae, open_vae
+from lafr_core.store import checkpoint
 from lafr_core.types import Vae
-from lafr_core.vaes import KlVae, StarterVae, TinyVae, open_vae
 from train import checkpoints
 from train.config import Config, PriorStage
 from train.data import Picture, load_picture, to_tensor

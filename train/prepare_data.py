@@ -25,10 +25,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core.crop import crop, place
-from lafr_core.detect import detect_faces
-from lafr_core.detectors import open_detector
 from lafr_core.errors import InputError, LafrError
+from lafr_core.faces.crop import crop, place
+from lafr_core.faces.detect import detect_faces
+from lafr_core.faces.detectors import open_detector
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Detector, Face
 from train.data import SUFFIXES

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lafr_core.sd_prior import CONTEXT_FILE
+from lafr_core.latent.sd_prior import CONTEXT_FILE
 from lafr_core.types import Vae
 from train import losses
 from train.config import Config
@@ -102,7 +102,7 @@ class PriorTask:
 
 
 def store_context(path: Any, context: Tensor) -> None:
-    """Write the empty-prompt embedding (1, tokens, width) where lafr_core.sd_prior finds it."""
+    """Write the empty-prompt embedding (1, tokens, width) where lafr_core.latent.sd_prior finds it."""
     save_file({"context": context.float().cpu().contiguous()}, str(path / CONTEXT_FILE), metadata={"lafr_version": "1"})
 
 

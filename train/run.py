@@ -16,7 +16,7 @@ from lafr_core.errors import LafrError
 from train import config as configs
 from train.config import Config, Stage
 from train.data import Faces, open_faces
-from train.loop import Task, describe, train
+from train.loop import Task, learning_line, train
 from train.losses import open_critics
 from train.parts import latent_features, vae_of
 
@@ -64,7 +64,7 @@ def run(make_task: Callable[..., Task], config: Config) -> Path:
         validation, _ = open_faces(replace(config.data, subset=1.0), config.seed, split="val")
     log.info("%d pictures, %d skipped", len(faces), len(skipped))
     task = make_task(config, vae, critics, device, collectives())
-    log.info("%s", describe(task))
+    log.info("%s", learning_line(task))
     return train(task, stage, config, faces, validation)
 
 

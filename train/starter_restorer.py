@@ -24,20 +24,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lafr_core import checkpoint
-from lafr_core.color import match_color
-from lafr_core.files import atomic
-from lafr_core.metrics import psnr, ssim
-from lafr_core.networks.adapter import AdapterNet
-from lafr_core.networks.prior import PriorNet
-from lafr_core.networks.vae import StarterVaeNet
+from lafr_core.faces.color import match_color
+from lafr_core.images.metrics import psnr, ssim
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.networks.prior import PriorNet
+from lafr_core.latent.networks.vae import StarterVaeNet
+from lafr_core.store import checkpoint
+from lafr_core.store.atomic import atomic
 from train import arguments, optimizers
 from train.codebook_learning import CodebookLearner
 from train.degrade import degrade
 from train.faces import aligned_crop, load_pixels, read_split
 from train.pairs import Pool
 from train.precision import amp, channels_last
-from train.starter_stages import AdapterStage, PriorStage
+from train.starter_stages import StarterAdapter, StarterPrior
 from train.starter_vae import edges
 from train.windows import average, load_vae
 
@@ -131,7 +131,7 @@ def train_nets(args: argparse.Namespace) -> None:
     vae = load_vae(args.vae)
     validation = Validation(args.data, vae, every=args.val_every)
     torch.manual_seed(args.seed)
-    stage = (AdapterStage if args.stage == "adapter" else PriorStage)(args, vae)
+    stage = (StarterAdapter if args.stage == "adapter" else StarterPrior)(args, vae)
     slow = copy.deepcopy(stage.net).requires_grad_(False)
     optimizer = optimizers.make("muon", stage.net, args.lr, weight_decay=1e-3)
     first = 0

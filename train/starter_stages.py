@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lafr_core import checkpoint
-from lafr_core.networks.adapter import AdapterNet
-from lafr_core.networks.prior import PriorNet
-from lafr_core.networks.vae import StarterVaeNet
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.networks.prior import PriorNet
+from lafr_core.latent.networks.vae import StarterVaeNet
+from lafr_core.store import checkpoint
 from train.losses import sharpness
 from train.mobilefacenet import load_mobilefacenet
 from train.pairs import Pool
@@ -81,7 +81,7 @@ def weighted(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 
-class AdapterStage:
+class StarterAdapter:
     """The adapter alone: latents, decoded windows, and the identity network on thumbnails."""
 
     def __init__(self, args: argparse.Namespace, vae: StarterVaeNet) -> None:
@@ -124,7 +124,7 @@ class AdapterStage:
         return average, None
 
 
-class PriorStage:
+class StarterPrior:
     """The prior behind a finished adapter, on windows with their surroundings: it gives back the edge energy that was lost.
 
     The adapter's file is read again when it changes, so that both can be trained at a time.

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lafr_core import checkpoint
-from lafr_core.networks.vae import StarterVaeNet
+from lafr_core.latent.networks.vae import StarterVaeNet
+from lafr_core.store import checkpoint
 from train import arguments, optimizers
 from train.degrade import degrade
 from train.faces import aligned_crop, load_pixels, read_split

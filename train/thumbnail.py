@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lafr_core.crop import template_crops
 from lafr_core.errors import CheckpointError
-from lafr_core.files import atomic
+from lafr_core.faces.crop import template_crops
 from lafr_core.geometry import ARCFACE_TEMPLATE
+from lafr_core.store.atomic import atomic
 from train import arguments, optimizers
 from train.pairs import Pool
 from train.precision import amp, channels_last

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lafr_core import checkpoint
-from lafr_core.networks.vae import StarterVaeNet
-from train.losses import similarity
+from lafr_core.latent.networks.vae import StarterVaeNet
+from lafr_core.store import checkpoint
+from train.losses import window_ssim
 from train.pairs import KINDS, Pool
 from train.precision import channels_last
 from train.starter_vae import pixel_loss
@@ -34,7 +34,7 @@ def decoders(vae: StarterVaeNet, tiny: Path | None) -> dict[str, Decode]:
     """What reads each kind of latents: the starter's decoder, and TAESD's from the folder ``tiny`` when there is one."""
     found: dict[str, Decode] = {KINDS[0]: lambda z: vae.decoder(channels_last(z))}
     if tiny is not None:
-        from lafr_core.vaes import open_tiny
+        from lafr_core.latent.vae import open_tiny
 
         network = open_tiny(tiny, "sd").network.decoder.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
         found[KINDS[1]] = lambda z: network(channels_last(z)) * 0.5 + 0.5
@@ -114,7 +114,7 @@ def picture_losses(windows: list[Decoded]) -> dict[str, Tensor]:
     """Terms on decoded pixels, each the mean over samples."""
     mean = lambda term: window_mean(windows, [term(w.restored, w.sharp) for w in windows])
     decibel = lambda a, b: (a - b).square().mean((1, 2, 3)).clamp_min(1e-5).log().mean()
-    return {"pixel": mean(pixel_loss), "decibel": mean(decibel), "ssim": mean(lambda a, b: 1 - similarity(a, b))}
+    return {"pixel": mean(pixel_loss), "decibel": mean(decibel), "ssim": mean(lambda a, b: 1 - window_ssim(a, b))}
 
 
 def relative(latents: Tensor, target: Tensor, before: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lafr_core import assets
-from lafr_core.assets import Asset
 from lafr_core.errors import CheckpointError, DownloadError
+from lafr_core.store import assets
+from lafr_core.store.assets import Asset
 
 DATA = bytes(range(256)) * 8192  # 2 MiB: two blocks
 DIGEST = hashlib.sha256(DATA).hexdigest()

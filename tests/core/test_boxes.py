@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lafr_core.boxes import TEMPLATE_BOX, face_box, landmarks_in, merge, overlap, suppress
 from lafr_core.errors import InputError
+from lafr_core.faces.boxes import TEMPLATE_BOX, face_box, landmarks_in, merge, overlap, suppress
 from lafr_core.geometry import FFHQ_TEMPLATE
 from lafr_core.types import Face
 

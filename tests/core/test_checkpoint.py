@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from lafr_core import checkpoint
 from lafr_core.errors import CheckpointError
+from lafr_core.store import checkpoint
 
 
 class Net(nn.Module):

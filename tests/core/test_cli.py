@@ -19,8 +19,9 @@ import torch
 from fakes import face_at, parts
 from PIL import Image
 
-from lafr_core import batch, cli, imagefile
+from lafr_core.app import batch, cli
 from lafr_core.errors import CheckpointError
+from lafr_core.images import photos
 from lafr_core.settings import RestoreSettings, options
 
 ROOT = Path(__file__).parents[2]
@@ -32,11 +33,11 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replaces the real models by stand-ins that find FACE; the list fills with what was asked for."""
     asked: list[dict[str, Any]] = []
 
-    def open_parts(settings: RestoreSettings, **kwargs: Any) -> Any:
+    def open_models(settings: RestoreSettings, **kwargs: Any) -> Any:
         asked.append({"settings": settings, **kwargs})
         return parts([FACE])
 
-    monkeypatch.setattr(cli, "open_parts", open_parts)
+    monkeypatch.setattr(cli, "open_models", open_models)
     monkeypatch.setattr(cli, "open_detector", lambda name, **_: parts([FACE]).detector)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     return asked
@@ -113,14 +114,14 @@ def test_alpha_depth_orientation_and_profile_pass_through(tmp_path: Path, models
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(tmp_path / "turned.jpg", 100, 120, exif=exif)
-    deep = imagefile.Photo(torch.rand(3, 120, 100), bits=16)
-    imagefile.write(tmp_path / "deep.png", deep)
+    deep = photos.Photo(torch.rand(3, 120, 100), bits=16)
+    photos.write(tmp_path / "deep.png", deep)
     assert run("restore", tmp_path / "alpha.png", tmp_path / "turned.jpg", tmp_path / "deep.png", "-o", tmp_path / "out") == 0
     assert np.array_equal(pixels(tmp_path / "out" / "alpha.png")[..., 3], rgba[..., 3])
-    assert imagefile.read(tmp_path / "out" / "alpha.png").icc == b"profile"
+    assert photos.read(tmp_path / "out" / "alpha.png").icc == b"profile"
     assert size(tmp_path / "out" / "turned.png") == (100, 120)
-    again = imagefile.read(tmp_path / "out" / "deep.png")
-    assert again.bits == 16 and torch.equal(again.pixels[:, 0], imagefile.read(tmp_path / "deep.png").pixels[:, 0])
+    again = photos.read(tmp_path / "out" / "deep.png")
+    assert again.bits == 16 and torch.equal(again.pixels[:, 0], photos.read(tmp_path / "deep.png").pixels[:, 0])
 
 
 def test_strength_0_writes_the_photo_bit_for_bit(tmp_path: Path, models: list[Any]) -> None:
@@ -176,9 +177,9 @@ def test_identity_below_the_threshold_warns(
 
 
 def _restoration(images: torch.Tensor, identity: float) -> Any:
-    from lafr_core.pipeline import Restoration
+    from lafr_core.pipeline import RestoredBatch
 
-    return Restoration(images, (replace(FACE, identity=identity),), torch.zeros_like(images[:, :1]))
+    return RestoredBatch(images, (replace(FACE, identity=identity),), torch.zeros_like(images[:, :1]))
 
 
 @pytest.mark.parametrize("side", [512, 256, 700])
@@ -295,7 +296,7 @@ def slow_write(path, photo, write=imagefile.write):
     print("wrote", flush=True)
     time.sleep(60)
 imagefile.write = slow_write
-cli.open_parts = lambda *_, **__: parts([face_at(20, 30, 60)])
+cli.open_models = lambda *_, **__: parts([face_at(20, 30, 60)])
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -367,7 +368,7 @@ def test_a_model_that_cannot_be_opened_is_one_sentence(
     def missing(*_: Any, **__: Any) -> Any:
         raise CheckpointError("prior.safetensors: expected a LAFR prior file, found no file there; check the path")
 
-    monkeypatch.setattr(cli, "open_parts", missing)
+    monkeypatch.setattr(cli, "open_models", missing)
     assert run("restore", photo(tmp_path / "a.png"), "-o", tmp_path / "out", "--prior", "prior.safetensors") == 2
     assert (
         capfd.readouterr().err == "lafr: prior.safetensors: expected a LAFR prior file, found no file there; check the path\n"
@@ -456,9 +457,9 @@ def test_compare_pairs_folders_by_name(tmp_path: Path, capfd: Any) -> None:
 
 def test_demo_restores_measures_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     pytest.importorskip("skimage", reason="the demo's portrait")
-    from lafr_core.demo import ASTRONAUT
+    from lafr_core.app.demo import ASTRONAUT
 
-    monkeypatch.setattr(cli, "open_parts", lambda *_, **__: parts([ASTRONAUT]))
+    monkeypatch.setattr(cli, "open_models", lambda *_, **__: parts([ASTRONAUT]))
     assert run("demo", "-o", tmp_path / "demo") == 0
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
         "after.png",
@@ -487,7 +488,7 @@ import torch
 torch.set_num_threads(1)
 from fakes import face_at, parts
 from lafr_core import cli
-cli.open_parts = lambda *_, **__: parts([face_at(20, 30, 60)])
+cli.open_models = lambda *_, **__: parts([face_at(20, 30, 60)])
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """

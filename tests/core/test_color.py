@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core.color import is_gray, luma, match_color, single_tint
 from lafr_core.errors import InputError
+from lafr_core.faces.color import is_gray, luma, match_color, single_tint
 
 
 def scene(seed: int = 1, cells: int = 12, side: int = 512) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lafr_core.crop import crop, crop_faces, place, template_crops
 from lafr_core.errors import InputError
+from lafr_core.faces.crop import crop, crop_faces, place, template_crops
+from lafr_core.faces.resample import resample
 from lafr_core.geometry import ARCFACE_TEMPLATE, CROP_SIZE, FFHQ_TEMPLATE, similarity, transform
-from lafr_core.resample import resample
 from lafr_core.types import Face, Matrix
 
 

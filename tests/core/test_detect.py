@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from skimage.measure import label, regionprops
 from torch import Tensor
 
-from lafr_core.boxes import landmarks_in
-from lafr_core.crop import crop, place
-from lafr_core.detect import detect_faces, detection_sides, moved, ordered, resized, select, turned
 from lafr_core.errors import Cancelled, InputError
+from lafr_core.faces.boxes import landmarks_in
+from lafr_core.faces.crop import crop, place
+from lafr_core.faces.detect import detect_faces, detection_sides, moved, ordered, resized, select, turned
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Box, Face
 

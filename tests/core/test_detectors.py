@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lafr_core import assets, checkpoint
-from lafr_core.boxes import face_box, landmarks_in, overlap
-from lafr_core.detect import detect_faces
-from lafr_core.detectors import BEST_FIRST, find_weights, open_detector
-from lafr_core.detectors.retinaface import VARIANTS, RetinaFaceDetector, decode, load_network, make_priors
-from lafr_core.detectors.scrfd import ScrfdDetector
-from lafr_core.detectors.starter import StarterDetector, close_up, pyramid
 from lafr_core.errors import CheckpointError, DownloadError, MissingPackageError, SettingsError
+from lafr_core.faces.boxes import face_box, landmarks_in, overlap
+from lafr_core.faces.detect import detect_faces
+from lafr_core.faces.detectors import BEST_FIRST, find_weights, open_detector
+from lafr_core.faces.detectors.retinaface import VARIANTS, RetinaFaceDetector, decode, load_network, make_priors
+from lafr_core.faces.detectors.scrfd import ScrfdDetector
+from lafr_core.faces.detectors.starter import StarterDetector, close_up, pyramid
+from lafr_core.faces.networks import closeup
+from lafr_core.faces.networks import landmarks as last_look
+from lafr_core.faces.networks.detector import StarterDetectorNet, StarterNets, cells, fold
 from lafr_core.geometry import similarity, transform
-from lafr_core.networks import closeup
-from lafr_core.networks import landmarks as last_look
-from lafr_core.networks.detector import StarterDetectorNet, StarterNets, cells, fold
 from lafr_core.settings import DETECTORS, RestoreSettings
+from lafr_core.store import assets, checkpoint
 from lafr_core.types import Detector, Face
 
 SMALL = {"widths": (4, 6, 8, 10), "depths": (1, 1, 1, 1), "neck": 8}

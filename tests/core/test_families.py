@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lafr_core.align import open_adapter
-from lafr_core.assets import bundled
-from lafr_core.cli import main
+from lafr_core.app.cli import main
 from lafr_core.errors import CheckpointError, InputError
-from lafr_core.latents import family
+from lafr_core.latent.adapter import open_adapter
+from lafr_core.latent.spec import family
+from lafr_core.latent.vae import open_tiny
+from lafr_core.models import open_models, prior_note
 from lafr_core.pipeline import restore_pixels
 from lafr_core.settings import RestoreSettings
-from lafr_core.starter import open_parts, prior_note
-from lafr_core.vaes import open_tiny
+from lafr_core.store.assets import bundled
 
 OTHERS = ("sdxl", "sd3", "flux")
 
@@ -59,7 +59,7 @@ def test_an_unknown_family_is_refused() -> None:
 
 
 def test_the_vae_chooses_the_adapter_and_the_starter_prior_stays_out(sdxl: Path) -> None:
-    parts = open_parts(RestoreSettings(), device="cpu", vae=sdxl)
+    parts = open_models(RestoreSettings(), device="cpu", vae=sdxl)
     assert parts.vae.spec == parts.aligner.spec == family("sdxl")  # type: ignore[union-attr]
     assert parts.prior is None
     assert prior_note(parts) == "faces are aligned only: the starter prior finishes sd latents, not sdxl latents"
@@ -71,15 +71,15 @@ def test_the_vae_chooses_the_adapter_and_the_starter_prior_stays_out(sdxl: Path)
 
 def test_parts_of_another_family_are_refused(sdxl: Path) -> None:
     with pytest.raises(CheckpointError, match="prior: expected one for the VAE's sdxl latents, got one for sd latents"):
-        open_parts(RestoreSettings(), device="cpu", vae=sdxl, prior=bundled("prior"))
+        open_models(RestoreSettings(), device="cpu", vae=sdxl, prior=bundled("prior"))
     with pytest.raises(CheckpointError, match="adapter: expected one for the VAE's sdxl latents, got one for sd latents"):
-        open_parts(RestoreSettings(), device="cpu", vae=sdxl, adapter=bundled("adapter"))
+        open_models(RestoreSettings(), device="cpu", vae=sdxl, adapter=bundled("adapter"))
     with pytest.raises(CheckpointError, match="adapter: expected one for the VAE's sd latents, got one for flux latents"):
-        open_parts(RestoreSettings(), device="cpu", adapter=bundled("adapter", "flux"))
+        open_models(RestoreSettings(), device="cpu", adapter=bundled("adapter", "flux"))
 
 
 def test_the_starter_has_no_note() -> None:
-    assert prior_note(open_parts(RestoreSettings(), device="cpu")) == ""
+    assert prior_note(open_models(RestoreSettings(), device="cpu")) == ""
 
 
 def test_the_command_line_says_that_faces_are_aligned_only(

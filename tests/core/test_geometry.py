@@ -10,17 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lafr_core.errors import InputError
-from lafr_core.geometry import (
-    FFHQ_TEMPLATE,
-    as_matrix,
-    box_of,
-    compose,
-    crop_bounds,
-    invert,
-    scale_of,
-    similarity,
-    transform,
-)
+from lafr_core.geometry import FFHQ_TEMPLATE, as_matrix, box_of, compose, crop_bounds, invert, scale_of, similarity, transform
 from lafr_core.types import Matrix
 
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))

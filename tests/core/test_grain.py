@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core import grain
 from lafr_core.errors import InputError
-from lafr_core.grain import match_grain, noise_level
+from lafr_core.faces import grain
+from lafr_core.faces.grain import match_grain, noise_level
 
 
 def scene(cells: int = 6, side: int = 512) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lafr_core import guidance
 from lafr_core.errors import InputError
+from lafr_core.latent import guidance
 
 
 class Directions(nn.Module):

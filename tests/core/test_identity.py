@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lafr_core import assets, checkpoint
 from lafr_core.errors import CheckpointError, InputError
-from lafr_core.identity import StarterEmbedder, cosine, open_embedder
-from lafr_core.networks.embedder import StarterEmbedderNet, fold
+from lafr_core.faces.identity import StarterEmbedder, cosine, open_embedder
+from lafr_core.faces.networks.embedder import StarterEmbedderNet, fold
+from lafr_core.store import assets, checkpoint
 
 SMALL = {"widths": (4, 6, 8, 10), "depths": (1, 1, 1), "dimensions": 12}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lafr_core.app.jobs import plan
 from lafr_core.errors import InputError
-from lafr_core.jobs import plan
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lafr_core.errors import InputError
-from lafr_core.latents import FAMILIES, LatentSpec, family
+from lafr_core.latent.spec import FAMILIES, family
+from lafr_core.types import LatentSpec
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lafr_core import assets, parsers
 from lafr_core.errors import CheckpointError, InputError, MissingPackageError, SettingsError
+from lafr_core.faces import parser
+from lafr_core.faces.masks import crop_mask, outline
+from lafr_core.faces.parser import BISENET, PARSENET, open_parser
 from lafr_core.geometry import FFHQ_TEMPLATE
-from lafr_core.masks import crop_mask, outline
-from lafr_core.parsers import BISENET, PARSENET, open_parser
 from lafr_core.settings import RestoreSettings
+from lafr_core.store import assets
 
 CPU = torch.device("cpu")
 
@@ -129,7 +130,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {}
     for layout in (PARSENET, BISENET):
         paths[layout.name] = folder / f"{layout.name}_any_name.pth"
-        torch.save(parsers._build(layout).state_dict(), paths[layout.name])
+        torch.save(parser._build(layout).state_dict(), paths[layout.name])
     return paths
 
 
@@ -143,7 +144,7 @@ def test_parser_reads_facexlibs_weights_by_their_keys(weights: dict[str, Path], 
 
 
 @pytest.mark.parametrize("layout", [PARSENET, BISENET], ids=lambda layout: layout.name)
-def test_parser_counts_face_labels_and_no_others(layout: parsers.Layout) -> None:
+def test_parser_counts_face_labels_and_no_others(layout: parser.Layout) -> None:
     class Stripes(torch.nn.Module):
         """Column c is labelled c mod 19, whatever the input; returns a tuple as facexlib's networks do."""
 
@@ -151,7 +152,7 @@ def test_parser_counts_face_labels_and_no_others(layout: parsers.Layout) -> None
             labels = (torch.arange(512) % 19).expand(x.shape[0], 512, 512)
             return torch.nn.functional.one_hot(labels, 19).permute(0, 3, 1, 2).float(), None
 
-    faces = parsers.FacexlibParser(Stripes(), layout, CPU)(torch.rand(2, 3, 512, 512))
+    faces = parser.FacexlibParser(Stripes(), layout, CPU)(torch.rand(2, 3, 512, 512))
     assert faces.shape == (2, 1, 512, 512)
     labels = {label for label in range(19) if float(faces[0, 0, 0, label]) == 1.0}
     hair, background, cloth = (13, 0, 18) if layout is PARSENET else (17, 0, 16)
@@ -169,7 +170,7 @@ def test_parser_normalises_as_the_network_was_trained() -> None:
     crops = torch.zeros(1, 3, 512, 512)
     crops[:, 0] = 1.0
     for layout in (PARSENET, BISENET):
-        parsers.FacexlibParser(Record(), layout, CPU)(crops)
+        parser.FacexlibParser(Record(), layout, CPU)(crops)
     assert seen[0][0, :, 0, 0].tolist() == pytest.approx([1.0, -1.0, -1.0])
     assert seen[1][0, :, 0, 0].tolist() == pytest.approx([(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225])
 
@@ -226,10 +227,10 @@ def test_found_parser_must_be_facexlibs_file(monkeypatch: pytest.MonkeyPatch, tm
 def test_missing_facexlib_is_none_when_found_and_a_sentence_when_asked_for(
     monkeypatch: pytest.MonkeyPatch, weights: dict[str, Path]
 ) -> None:
-    def gone(layout: parsers.Layout) -> torch.nn.Module:
+    def gone(layout: parser.Layout) -> torch.nn.Module:
         raise MissingPackageError("face parsing needs facexlib; pip install facexlib")
 
-    monkeypatch.setattr(parsers, "_build", gone)
+    monkeypatch.setattr(parser, "_build", gone)
     monkeypatch.setattr(assets, "find", lambda name, extra_folders=(): weights["bisenet"] if "bisenet" in name else None)
     monkeypatch.setattr(assets, "check", lambda path, asset: path)
     monkeypatch.setitem(assets.ASSETS, weights["bisenet"].name, assets.ASSETS["parsing_bisenet.pth"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lafr_core.errors import InputError
-from lafr_core.metrics import psnr, ssim
+from lafr_core.images.metrics import psnr, ssim
 
 
 def pictures(seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

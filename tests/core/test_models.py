@@ -9,15 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lafr_core import checkpoint, vaes
-from lafr_core.align import open_adapter
 from lafr_core.errors import CheckpointError, InputError
-from lafr_core.latents import family
-from lafr_core.networks.adapter import AdapterNet
-from lafr_core.networks.prior import PriorNet
-from lafr_core.networks.vae import StarterVaeNet
-from lafr_core.restore import open_prior
-from lafr_core.vaes import _diffusers_name, open_tiny, open_vae
+from lafr_core.latent import vae
+from lafr_core.latent.adapter import open_adapter
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.networks.prior import PriorNet
+from lafr_core.latent.networks.vae import StarterVaeNet
+from lafr_core.latent.prior import open_prior
+from lafr_core.latent.spec import family
+from lafr_core.latent.vae import _diffusers_name, open_tiny, open_vae
+from lafr_core.store import checkpoint
 
 SMALL_VAE = {"encoder": {"fine": 8, "coarse": 8, "fine_blocks": 1, "coarse_blocks": 1},
              "decoder": {"fine": 8, "coarse": 8, "fine_blocks": 1, "coarse_blocks": 1}}  # fmt: skip
@@ -187,8 +188,8 @@ def test_an_encoder_that_knows_no_gray_is_read_as_the_first_family(tmp_path: Pat
 def test_an_sdxl_vae_in_one_file_is_told_from_sds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both files have the same tensors. The last bias alone decides here: all weights of the encoder's end are 0."""
     diffusers = pytest.importorskip("diffusers")
-    small = {**vaes._SD_VAE, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4}
-    monkeypatch.setattr(vaes, "_SD_VAE", small)
+    small = {**vae._SD_VAE, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4}
+    monkeypatch.setattr(vae, "_SD_VAE", small)
     kl = diffusers.AutoencoderKL(**small)
     for name in ("sd", "sdxl"):
         spec = family(name)

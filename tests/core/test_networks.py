@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lafr_core.errors import InputError
-from lafr_core.networks.adapter import AdapterNet
-from lafr_core.networks.blocks import Attention, Residual
-from lafr_core.networks.codebook import Codebook
-from lafr_core.networks.prior import PriorNet
-from lafr_core.networks.vae import StarterVaeNet
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.networks.blocks import Attention, Residual
+from lafr_core.latent.networks.codebook import Codebook
+from lafr_core.latent.networks.prior import PriorNet
+from lafr_core.latent.networks.vae import StarterVaeNet
 
 TINY = {"width": 8, "coarse": 16, "deep": 16, "code_width": 4, "entries": 6, "depth": 1, "grid": 16}
 

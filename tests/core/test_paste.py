@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core.color import match_color
-from lafr_core.crop import crop_faces
 from lafr_core.errors import InputError, SettingsError
+from lafr_core.faces.color import match_color
+from lafr_core.faces.crop import crop_faces
+from lafr_core.faces.grain import match_grain
+from lafr_core.faces.masks import crop_mask
+from lafr_core.faces.paste import paste_faces
 from lafr_core.geometry import FFHQ_TEMPLATE
-from lafr_core.grain import match_grain
-from lafr_core.masks import crop_mask
-from lafr_core.paste import paste_faces
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Face, Matrix
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lafr_core.errors import Cancelled, InputError, SettingsError
 from lafr_core.geometry import FFHQ_TEMPLATE, box_of
-from lafr_core.latents import family
-from lafr_core.pipeline import Parts, restore_crops, restore_faces
+from lafr_core.latent.spec import family
+from lafr_core.pipeline import restore_crops, restore_faces
 from lafr_core.settings import RestoreSettings
-from lafr_core.types import Alignment, Face, Point
+from lafr_core.types import Alignment, Face, Models, Point
 
 SD = family("sd")
 
@@ -77,8 +77,8 @@ class MeanEmbedder:
 SETTINGS = RestoreSettings(color=0.0, fidelity=0.0, feather=0.0, rotate=False, detail=1.0)
 
 
-def parts(*faces: Face, **more: Any) -> Parts:
-    return Parts(detector=FixedDetector(*faces), vae=ShiftVae(), **more)
+def parts(*faces: Face, **more: Any) -> Models:
+    return Models(detector=FixedDetector(*faces), vae=ShiftVae(), **more)
 
 
 def photo(height: int = 90, width: int = 140) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lafr_core import prediction
 from lafr_core.errors import InputError
+from lafr_core.latent import prediction
 
 KINDS: tuple[prediction.Prediction, ...] = ("epsilon", "v_prediction", "sample")
 

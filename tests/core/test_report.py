@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from fakes import face_at
 
-from lafr_core import report
+from lafr_core.app import report
+from lafr_core.app.report import Record, Report
 from lafr_core.errors import InputError
-from lafr_core.report import Record, Report
 
 
 def test_a_record_says_everything(tmp_path: Path) -> None:

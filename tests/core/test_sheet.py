@@ -8,9 +8,9 @@ import torch
 from fakes import face_at
 from PIL import Image
 
-from lafr_core.draw import draw_faces, font
 from lafr_core.errors import InputError
-from lafr_core.sheet import _HEAD, _MARGIN, Row, most_changed, sheet
+from lafr_core.images.draw import draw_faces, font
+from lafr_core.images.sheet import _HEAD, _MARGIN, Row, most_changed, sheet
 
 
 def test_drawing_leaves_the_photo_and_its_alpha_alone() -> None:

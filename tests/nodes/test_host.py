@@ -52,7 +52,7 @@ def found(host: hostenv.Host, photo: Tensor) -> Any:
     # The five landmarks of that picture, to the pixel.
     marks = ((110.0, 108.0), (148.0, 107.0), (131.0, 130.0), (114.0, 146.0), (148.0, 145.0))
     face = face_type((90.0, 60.0, 170.0, 175.0), marks, 0.9)
-    place, crop_faces = host.core("crop").place, host.core("crop").crop_faces
+    place, crop_faces = host.core("faces.crop").place, host.core("crop").crop_faces
     faces = tuple(place(replace(face, image_index=row)) for row in (0, 2))
     images = torch.cat([photo, torch.full_like(photo, 0.5), photo.flip(1)[:, :, :] * 0.8]).movedim(-1, 1)
     images[2] = images[0] * 0.8
@@ -77,7 +77,7 @@ def sample(host: hostenv.Host, model: Any, vae: Any, found: Any, latent: dict[st
 @pytest.mark.parametrize("v_prediction", [False, True])
 def test_one_step_is_the_librarys_one_step(host: hostenv.Host, starter: Any, found: Any, v_prediction: bool) -> None:
     """The host samples in sigma form; the UNet must see the latent itself, as it does in training."""
-    prediction = host.core("prediction")
+    prediction = host.core("latent.prediction")
     model = hostenv.tiny_model(v_prediction=v_prediction)
     latent = latents()
     restored, _ = sample(host, model, starter[1], found, latent)
@@ -94,7 +94,7 @@ def test_one_step_is_the_librarys_one_step(host: hostenv.Host, starter: Any, fou
 def test_the_starter_model_is_the_librarys_prior(host: hostenv.Host, starter: Any, found: Any) -> None:
     latent = latents(side=16)
     restored, _ = sample(host, starter[0], starter[1], found, latent)
-    prior = host.core("restore").open_prior()
+    prior = host.core("latent.prior").open_prior()
     with torch.no_grad():
         expected = prior(latent["samples"] * 0.18215)
     assert torch.allclose(restored["samples"] * 0.18215, expected, atol=1e-4)
@@ -141,7 +141,7 @@ def test_stock_nodes_take_the_starter_vae(host: hostenv.Host, starter: Any, phot
     vae = starter[1]
     (latent,) = nodes.VAEEncode().encode(vae, photo)
     (image,) = nodes.VAEDecode().decode(vae, latent)
-    library = host.core("vaes").open_vae()
+    library = host.core("latent.vae").open_vae()
     with torch.no_grad():
         expected = library.encode(photo.movedim(-1, 1))
         decoded = library.decode(expected).movedim(1, -1)
@@ -164,7 +164,7 @@ def test_few_steps_with_the_starter_model_are_refused(host: hostenv.Host, starte
 
 @needs_taesd
 def test_vaes_of_other_families_are_told_apart(host: hostenv.Host) -> None:
-    check, errors = host.module("adapters").check_vae, host.core("errors")
+    check, errors = host.module("host").check_vae, host.core("errors")
     check(hostenv.taesd())
     xl = hostenv.taesd("taesdxl", scale=0.13025)
     with pytest.raises(
@@ -173,7 +173,7 @@ def test_vaes_of_other_families_are_told_apart(host: hostenv.Host) -> None:
         check(xl)
     with pytest.raises(errors.InputError, match="got 16 channels"):
         check(hostenv.taesd("taesd3", scale=1.5305, shift=0.0609))
-    family = host.core("latents").family
+    family = host.core("latent.spec").family
     check(xl, family("sdxl"))
     with pytest.raises(
         errors.InputError, match=r"expected an SDXL VAE, got one of another latent space \(an SD 1\.x/2\.x one\?\)"
@@ -190,23 +190,23 @@ def test_vaes_of_other_families_are_told_apart(host: hostenv.Host) -> None:
 def test_adapters_of_other_families(host: hostenv.Host, found: Any, name: str, kind: str) -> None:
     """Aligned in the VAE's own raw latents, a whole restoration without the prior, and nothing of SD's beside it."""
     (adapter,) = host.module("load").LoadAdapter.execute(f"{name} (bundled)").args
-    spec, errors, restore = host.core("latents").family(name), host.core("errors"), host.module("restore")
+    spec, errors, restore = host.core("latent.spec").family(name), host.core("errors"), host.module("restore")
     assert adapter.spec == spec
     vae = hostenv.taesd(kind, scale=spec.scale, shift=spec.shift)
     crops = found.crops[:1, :, :256, :256].movedim(1, -1)
     aligned, before, _ = host.module("align").AlignLatent.execute(vae, adapter, 0.75, 1, crops=crops).args
     assert aligned["samples"].shape == before["samples"].shape == (1, spec.channels, 32, 32)
-    scaled = host.core("vaes").open_tiny(hostenv.SHARED_WEIGHTS, name).encode(found.crops[:1, :, :256, :256])
+    scaled = host.core("latent.vae").open_tiny(hostenv.SHARED_WEIGHTS, name).encode(found.crops[:1, :, :256, :256])
     assert torch.allclose(spec.to_scaled(before["samples"]), scaled, atol=1e-3)
     settings = host.core("settings").RestoreSettings()
-    parts = restore.open_parts(settings, 399, None, vae, adapter)
+    parts = restore.open_models(settings, 399, None, vae, adapter)
     assert parts.prior is None and parts.vae.spec == parts.aligner.spec == spec
     with pytest.raises(errors.InputError, match=f"it is for {name} latents, the starter's VAE and every MODEL"):
-        restore.open_parts(settings, 399, None, None, adapter)
+        restore.open_models(settings, 399, None, None, adapter)
     with pytest.raises(errors.InputError, match=f"it is for {name} latents, the starter's VAE and every MODEL"):
-        restore.open_parts(settings, 399, hostenv.tiny_model(), vae, adapter)
+        restore.open_models(settings, 399, hostenv.tiny_model(), vae, adapter)
     with pytest.raises(errors.InputError, match=r"another latent space|got 4 channels"):
-        restore.open_parts(settings, 399, None, hostenv.taesd(), adapter)
+        restore.open_models(settings, 399, None, hostenv.taesd(), adapter)
 
 
 def test_models_of_other_families_are_told_apart(host: hostenv.Host, starter: Any, found: Any) -> None:
@@ -535,7 +535,7 @@ def test_adapter_files_come_from_the_model_folders(host: hostenv.Host) -> None:
 
     folder = host.base / "models" / "lafr"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(host.core("assets").bundled("adapter"), folder / "mine.safetensors")
+    shutil.copy(host.core("store.assets").bundled("adapter"), folder / "mine.safetensors")
     (adapter,) = host.nodes.LoadAdapter.execute("mine.safetensors").result
     assert adapter.spec.name == "sd"
     assert host.nodes.LoadAdapter.execute("mine.safetensors").result[0] is adapter

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from lafr_core import checkpoint
-from lafr_core.networks.vae import StarterVaeNet
+from lafr_core.latent.networks.vae import StarterVaeNet
+from lafr_core.store import checkpoint
 from train import adapter, checkpoints, codebook, config, prior, run
 
 STEPS = 40

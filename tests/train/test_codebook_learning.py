@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lafr_core.networks.codebook import Codebook
+from lafr_core.latent.networks.codebook import Codebook
 from train.codebook_learning import CodebookLearner, k_means
 
 

@@ -14,14 +14,14 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from benchmarks.embedder import area_under_curve
-from lafr_core import checkpoint
-from lafr_core.boxes import face_box, overlap
-from lafr_core.detectors import open_detector
 from lafr_core.errors import CheckpointError
+from lafr_core.faces.boxes import face_box, overlap
+from lafr_core.faces.detectors import open_detector
+from lafr_core.faces.identity import open_embedder
+from lafr_core.faces.networks import closeup, landmarks
+from lafr_core.faces.networks.detector import Predictions
 from lafr_core.geometry import transform
-from lafr_core.identity import open_embedder
-from lafr_core.networks import closeup, landmarks
-from lafr_core.networks.detector import Predictions
+from lafr_core.store import checkpoint
 from train import checkpoints, composites, config, loop
 from train import closeup as closeup_training
 from train import detector as detector_training

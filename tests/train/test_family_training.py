@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lafr_core.latents import family
-from lafr_core.networks.adapter import AdapterNet
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.spec import family
 from train import families, optimizers
 from train.families import Pairs
 

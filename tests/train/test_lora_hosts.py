@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from train_tiny import settings, unet_folder
 
-from lafr_core.sd_prior import load_context, open_sd_prior
+from lafr_core.latent.sd_prior import load_context, open_sd_prior
 from train import adapter, codebook, parts, prior, run
 from train.export import export
 

@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from train_tiny import CONTEXT_WIDTH, settings, tiny_unet, unet_folder
 
-from lafr_core import lora as loras
-from lafr_core.align import open_adapter
 from lafr_core.errors import CheckpointError, InputError
-from lafr_core.folding import fold_constants
-from lafr_core.sd_prior import load_context, open_sd_prior
+from lafr_core.latent import lora as loras
+from lafr_core.latent.adapter import open_adapter
+from lafr_core.latent.folding import fold_constants
+from lafr_core.latent.sd_prior import load_context, open_sd_prior
 from train import adapter, codebook, parts, prior, run
 from train.config import Config, PriorStage
 from train.export import export, to_diffusers
@@ -244,7 +244,7 @@ SD21 = {  # stabilityai/stable-diffusion-2-1, unet/config.json
 
 
 def test_trainable_parameters_on_sd21_stay_below_7_5_million() -> None:
-    from lafr_core.networks.adapter import AdapterNet
+    from lafr_core.latent.networks.adapter import AdapterNet
 
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel(**SD21)

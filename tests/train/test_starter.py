@@ -15,15 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lafr_core import checkpoint
-from lafr_core.crop import template_crops
 from lafr_core.errors import CheckpointError, InputError, SettingsError
+from lafr_core.faces.crop import template_crops
 from lafr_core.geometry import ARCFACE_TEMPLATE
-from lafr_core.metrics import ssim
-from lafr_core.networks.adapter import AdapterNet
+from lafr_core.images.metrics import ssim
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.store import checkpoint
 from train import arguments, optimizers, pairs, starter_stages, thumbnail, windows
-from train.faces import Photo
-from train.losses import sharpness, similarity
+from train.faces import Portrait
+from train.losses import sharpness, window_ssim
 
 
 def test_orthogonalised_evens_out_singular_values() -> None:
@@ -76,11 +76,11 @@ def test_muon_steps_have_the_size_of_adamw_steps_and_descend() -> None:
     assert errors[-1] < 0.5 * errors[0]
 
 
-def photo(folder: Path, number: int) -> Photo:
+def photo(folder: Path, number: int) -> Portrait:
     pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     path = folder / f"{number}.png"
     Image.fromarray(pixels).resize((600, 600), Image.Resampling.BICUBIC).save(path)
-    return Photo(path, ((200.0, 250.0), (330.0, 252.0), (262.0, 330.0), (210.0, 390.0), (320.0, 388.0)), "drawn")
+    return Portrait(path, ((200.0, 250.0), (330.0, 252.0), (262.0, 330.0), (210.0, 390.0), (320.0, 388.0)), "drawn")
 
 
 def shrink(pixels: Tensor) -> Tensor:
@@ -151,9 +151,9 @@ def test_finished_shards_are_kept_and_the_rest_is_made(tmp_path: Path, monkeypat
 def test_similarity_is_ssim_to_train_by() -> None:
     torch.manual_seed(2)
     picture = nn.functional.interpolate(torch.rand(1, 3, 12, 12), size=(96, 96), mode="bicubic").clamp(0, 1)
-    assert float(similarity(picture, picture)) == pytest.approx(1.0, abs=1e-5)
+    assert float(window_ssim(picture, picture)) == pytest.approx(1.0, abs=1e-5)
     noise = torch.randn_like(picture)
-    scores = [float(similarity(picture + k * noise, picture)) for k in (0.02, 0.05, 0.1)]
+    scores = [float(window_ssim(picture + k * noise, picture)) for k in (0.02, 0.05, 0.1)]
     assert scores == sorted(scores, reverse=True)
     assert scores[1] == pytest.approx(float(ssim(picture + 0.05 * noise, picture)), abs=0.1)
 
@@ -344,24 +344,24 @@ def descend(net: nn.Module, pulls: starter_stages.Pulls) -> list[Tensor]:
 
 
 def test_the_adapter_stage_pulls_by_every_term(stage_args: argparse.Namespace) -> None:
-    stage = starter_stages.AdapterStage(stage_args, _Vae())
+    stage = starter_stages.StarterAdapter(stage_args, _Vae())
     pool = pairs.Pool(stage_args.out)
     pulls = stage.pulls(pool, torch.Generator().manual_seed(0))
     assert set(pulls.losses) == {"pixel", "decibel", "ssim", "latent", "anchor"}
     assert any(float(g.abs().sum()) > 0 for g in descend(stage.net, pulls))
     stage_args.identity_weight = 0.1
     with pytest.raises(SystemExit, match="need --teachers"):
-        starter_stages.AdapterStage(stage_args, _Vae())
+        starter_stages.StarterAdapter(stage_args, _Vae())
 
 
 def test_the_prior_stage_asks_for_sharpness_behind_the_newest_adapter(stage_args: argparse.Namespace) -> None:
-    stage = starter_stages.PriorStage(stage_args, _Vae())
+    stage = starter_stages.StarterPrior(stage_args, _Vae())
     pool, draw = pairs.Pool(stage_args.out), lambda: torch.Generator().manual_seed(0)
     calm = stage.pulls(pool, draw())
     assert set(calm.losses) == {"pixel", "decibel", "ssim", "latent", "sharpness"} and calm.roots[0].shape == (4, 4, 32, 32)
     assert any(float(g.abs().sum()) > 0 for g in descend(stage.net, calm))
     stage_args.sharpness = 1.0
-    pulled = starter_stages.PriorStage(stage_args, _Vae()).pulls(pool, draw())
+    pulled = starter_stages.StarterPrior(stage_args, _Vae()).pulls(pool, draw())
     assert not torch.equal(pulled.gradients[0], calm.gradients[0])
 
     other = AdapterNet(width=16, coarse=16, deep=16, code_width=8, entries=8, depth=1)

@@ -28,10 +28,10 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     made = toy_parts()
     opened: list[Any] = []
 
-    def open_parts(settings: Any, *, device: Any, **_: Any) -> Any:
+    def open_models(settings: Any, *, device: Any, **_: Any) -> Any:
         opened.append((settings, device, torch.is_inference_mode_enabled()))
         return made
 
     engine.CACHE.clear()
-    monkeypatch.setattr(engine.starter, "open_parts", open_parts)
+    monkeypatch.setattr(engine.starter, "open_models", open_models)
     return type("Opened", (), {"parts": made, "opened": opened})

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from webui_fakes import Webui, photo
 
-from lafr_core import prediction
 from lafr_core.errors import CheckpointError, InputError
+from lafr_core.latent import prediction
 from lafr_core.pipeline import restore_pixels
 from lafr_webui import a1111, engine, host, loaded
 from lafr_webui.infotext import KEY, parse

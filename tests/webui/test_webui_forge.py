@@ -9,8 +9,8 @@ import pytest
 import torch
 from webui_fakes import FORGE_ROOT, ToyEmbedder, Webui, photo
 
-from lafr_core import prediction
 from lafr_core.errors import CheckpointError
+from lafr_core.latent import prediction
 from lafr_core.pipeline import restore_pixels
 from lafr_webui import engine, forge, host, loaded
 from lafr_webui.infotext import KEY, parse

@@ -4,9 +4,9 @@ import pytest
 import torch
 from webui_fakes import ToyEmbedder, ToyPrior, ToyVae
 
-from lafr_core import prediction
 from lafr_core.errors import Cancelled
-from lafr_core.latents import FAMILIES
+from lafr_core.latent import prediction
+from lafr_core.latent.spec import FAMILIES
 from lafr_webui.sampling import FewSteps, Guide, GuidedPrior, OneStep
 
 ALPHAS = prediction.alphas_cumprod()

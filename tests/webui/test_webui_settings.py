@@ -147,7 +147,7 @@ def test_every_setting_is_on_the_panel_once():
 
 @pytest.mark.parametrize("name", options())
 def test_widgets_have_the_records_bounds(name):
-    kind, arguments = panel.describe(name)
+    kind, arguments = panel.gradio_arguments(name)
     option, default = options()[name]
     assert arguments["info"] == option.help
     if kind == "Slider":

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core.latents import FAMILIES
-from lafr_core.pipeline import Parts
-from lafr_core.types import Alignment, Face
+from lafr_core.latent.spec import FAMILIES
+from lafr_core.types import Alignment, Face, Models
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "lafr_extras.py"
@@ -301,9 +300,9 @@ class ToyEmbedder:
         return F.normalize(F.adaptive_avg_pool2d(crops - 0.5, 2).flatten(1), dim=1)
 
 
-def toy_parts(**changes: Any) -> Parts:
+def toy_parts(**changes: Any) -> Models:
     values: dict[str, Any] = {"detector": ToyDetector(), "vae": ToyVae(), "aligner": ToyAligner(), "prior": ToyPrior()}
-    return Parts(**{**values, "embedder": ToyEmbedder(), **changes})
+    return Models(**{**values, "embedder": ToyEmbedder(), **changes})
 
 
 def photo(size: tuple[int, int] = (160, 120), faces: int = 1, mode: str = "RGB", level: int = 90) -> Any:

@@ -1,0 +1,1 @@
+"""The networks that look at faces: detector, close-up, landmarks, embedder."""

@@ -1,0 +1,1 @@
+"""Reads, writes, degrades, measures and draws photos."""

@@ -1,0 +1,325 @@
+"""Image files <-> tensors: every photo decoded right, or refused by name.
+
+What is kept: size (after the EXIF orientation is applied), alpha, ICC profile, EXIF, bit depth, grayness. Pixel values are
+taken as stored; only CMYK and Lab, which have no RGB values of their own, are converted (to sRGB). Untouched pixels come back
+bit for bit. Reads what Pillow reads (9.5 or newer); writes PNG.
+
+16 bits: Pillow reduces 16-bit colour PNG and TIFF files to their high bytes. The low bytes are had by decoding the same file a
+second time with the other byte order, so no decoder of our own is needed; :mod:`.png16` writes them.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import ImageFileError
+from ..store.atomic import atomic
+from . import png16
+
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif",
+    ".heic", ".heif",
+)  # fmt: skip
+"""What counts as an image when a folder is searched. A format this Pillow lacks (HEIC) is then refused by name, not skipped."""
+MAX_PIXELS = 178_956_970
+"""Larger pictures are refused: Pillow's own limit against decompression bombs (twice ``Image.MAX_IMAGE_PIXELS``)."""
+
+_ORIENTATION = 0x0112
+_PHOTOMETRIC, _BITS_PER_SAMPLE, _PLANAR = 262, 258, 284  # TIFF tags
+_OTHER_ORDER = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
+
+_RELATIVE_COLORIMETRIC: Any = 1  # ICC.1:2022, 7.2.15; Pillow 9.5 and newer disagree on the enumeration's type
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One decoded picture, upright."""
+
+    pixels: Tensor
+    """(3, H, W) float32 RGB in [0, 1]; gray pictures have three equal channels."""
+    alpha: Tensor | None = None
+    """(1, H, W) float32 in [0, 1], 1 = opaque; None where the file has no transparency."""
+    icc: bytes | None = None
+    """The embedded colour profile, embedded again on saving."""
+    exif: bytes | None = None
+    """EXIF without its orientation, which is applied to the pixels already. Starts with its TIFF header."""
+    bits: int = 8
+    """8 or 16 bits a channel, in the file and when saved."""
+    gray: bool = False
+    """The file holds one channel; saved as one channel again where the pixels are still gray."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about the reading: 'first of 12 pictures in the file', 'CMYK without a colour profile: ...'"""
+
+
+def read(path: Path) -> Photo:
+    """The picture in the file. Raises ImageFileError, path and one sentence, for anything that is not a whole picture."""
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            return decode(stream, str(path))
+    except FileNotFoundError:
+        raise ImageFileError(f"{path}: expected an image file, found no file there; check the path") from None
+    except IsADirectoryError:
+        raise ImageFileError(f"{path}: expected an image file, got a folder") from None
+    except OSError as error:
+        raise ImageFileError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def decode(stream: BinaryIO, name: str = "image") -> Photo:
+    """The picture in an open binary stream; ``name`` is what errors call it. See :func:`read`."""
+    if not stream.read(1):
+        raise ImageFileError(f"{name}: is empty (0 bytes); copy the file again")
+    stream.seek(0)
+    try:
+        with _open(stream) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width}x{height} pixels")
+            low = _low_bytes(image, stream)
+            image.load()
+            return from_pil(image, low)
+    except ImageFileError as error:
+        raise ImageFileError(f"{name}: {error}") from None
+    except Image.DecompressionBombError as error:
+        limit = f"{MAX_PIXELS // 1_000_000} megapixels"
+        raise ImageFileError(f"{name}: too large ({error}); the limit is {limit}, split or scale it first") from error
+    except UnidentifiedImageError:
+        raise ImageFileError(f"{name}: not an image this Pillow can read; convert it to PNG, TIFF or JPEG") from None
+    except MemoryError as error:
+        raise ImageFileError(f"{name}: does not fit into memory; scale it down first") from error
+    except Exception as error:  # damaged files make Pillow raise nearly anything: SyntaxError, struct.error, KeyError ...
+        raise ImageFileError(f"{name}: damaged or cut short ({error or type(error).__name__}); copy it again") from error
+
+
+def from_pil(image: Image.Image, low: Array | None = None) -> Photo:
+    """A loaded Pillow image of any mode as a Photo. ``low``: what :func:`decode` finds in 16-bit colour files.
+
+    Raises ImageFileError for floating-point and 32-bit pictures, whose range nobody can know.
+    """
+    notes = []
+    frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+    if frames > 1:
+        notes.append(f"first of {frames} pictures in the file")
+    icc: bytes | None = image.info.get("icc_profile") or None
+    if low is not None:
+        high = np.asarray(image).astype(np.uint16)
+        array = (high[..., [0, 3]] if low.shape[2] == 2 else high) << 8 | low
+        if "A" not in image.mode:
+            array = _keyed(array[..., :3], image.info.get("transparency"))
+    elif image.mode in ("CMYK", "LAB"):
+        array, note = _to_srgb(image, icc)
+        notes += note
+        icc = None
+    else:
+        array = _array(image)
+    # Pillow turns TIFF upright while loading, but before version 10 it leaves the tag as it was.
+    orientation = 1 if image.format == "TIFF" else int(image.getexif().get(_ORIENTATION, 1))
+    array = _upright(array if array.ndim == 3 else array[..., None], orientation)
+
+    gray, bits = array.shape[2] < 3, 16 if array.dtype == np.uint16 else 8
+    planes = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1).astype(np.float32))) / (2**bits - 1)
+    color, alpha = (planes[:1], planes[1:2]) if gray else (planes[:3], planes[3:4])
+    return Photo(
+        pixels=color.repeat(3, 1, 1) if gray else color,
+        alpha=alpha if len(alpha) else None,
+        icc=icc,
+        exif=_exif(image),
+        bits=bits,
+        gray=gray,
+        notes=tuple(notes),
+    )
+
+
+def to_array(photo: Photo) -> Array:
+    """(H, W, C) uint8 or uint16 as it will be saved: C = 1 or 2 for gray pictures still gray, else 3 or 4 (with alpha)."""
+    array = _quantised(photo.pixels, photo.bits)
+    if photo.gray and (array[0] == array[1]).all() and (array[0] == array[2]).all():
+        array = array[:1]
+    if photo.alpha is not None:
+        array = np.concatenate([array, _quantised(photo.alpha, photo.bits)])
+    return np.ascontiguousarray(array.transpose(1, 2, 0))
+
+
+def _quantised(planes: Tensor, bits: int) -> Array:
+    """[0, 1] -> whole numbers. float32 holds n / 65535 closely enough that rounding gives n back, for every n."""
+    scaled = planes.detach().float().clamp(0, 1) * (2**bits - 1)
+    return scaled.round().cpu().numpy().astype(np.uint16 if bits == 16 else np.uint8)
+
+
+def to_pil(photo: Photo) -> Image.Image:
+    """The picture as an 8-bit Pillow image of mode L, LA, RGB or RGBA."""
+    array = to_array(replace(photo, bits=8))
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def write(path: Path, photo: Photo) -> None:
+    """Save as PNG, whole or not at all, with the photo's alpha, bit depth, profile and EXIF. The folder must exist.
+
+    Raises ImageFileError when the file system refuses.
+    """
+    path = Path(path)
+    array = to_array(photo)
+    icc = photo.icc
+    if icc and array.shape[2] > 2 and icc[16:20] == b"GRAY":
+        icc = None  # a gray profile describes no RGB picture; readers reject the pair
+    try:
+        with atomic(path) as temporary:
+            if photo.bits == 16:
+                with temporary.open("wb") as file:
+                    file.writelines(png16.encode(array, icc, photo.exif))
+            else:
+                image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+                extra = {"exif": photo.exif} if photo.exif else {}
+                image.save(temporary, format="PNG", icc_profile=icc, compress_level=4, **extra)
+    except OSError as error:
+        raise ImageFileError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _open(stream: BinaryIO) -> Image.Image:
+    stream.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit speaks instead
+        return Image.open(stream)
+
+
+def _low_bytes(image: Image.Image, stream: BinaryIO) -> Array | None:
+    """The low bytes (H, W, 2..4) uint16 of a 16-bit picture with several channels, not loaded yet; None for other pictures.
+
+    Pillow's unpackers ending in ;16B keep the first byte of each pair, those in ;16L the second: decoding with the order
+    swapped keeps just the bytes that the ordinary decoding drops. Gray with alpha has no ;16L; its pairs are read as four
+    channels.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANAR) == 2 and max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8:
+        raise ImageFileError("a 16-bit TIFF with separate colour planes, which Pillow decodes wrong; save it as 16-bit PNG")
+    if {_raw_mode(tile).partition(";")[0] for tile in _tiles(image)} - {"RGB", "RGBA", "RGBX", "LA"}:
+        return None
+    if not all(_raw_mode(tile).partition(";")[2] in _OTHER_ORDER for tile in _tiles(image)) or not _tiles(image):
+        return None
+    with _open(stream) as second:
+        gray = _raw_mode(_tiles(second)[0]).startswith("LA")
+        second.tile = [_with_raw_mode(tile, "RGBA" if gray else _swapped(_raw_mode(tile))) for tile in _tiles(second)]
+        array = np.asarray(second).astype(np.uint16)
+    return array[..., [1, 3]] if gray else array
+
+
+def _tiles(image: Image.Image) -> list[Any]:
+    return list(getattr(image, "tile", []))
+
+
+def _raw_mode(tile: Any) -> str:
+    """How the tile's bytes are packed: the decoder's only or first argument."""
+    args = tile[3]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _with_raw_mode(tile: Any, mode: str) -> Any:
+    args = tile[3]
+    args = (mode, *args[1:]) if isinstance(args, tuple) else mode
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)  # a plain tuple before Pillow 11
+
+
+def _swapped(mode: str) -> str:
+    name, _, order = mode.partition(";")
+    return f"{name};{_OTHER_ORDER[order]}"
+
+
+def _array(image: Image.Image) -> Array:
+    """A loaded image of any mode with RGB or gray values -> (H, W) or (H, W, C), uint8 or uint16, transparency as a channel."""
+    mode, key = image.mode, image.info.get("transparency")
+    if mode.startswith("I;16") or mode == "I":
+        return _gray16(image, key)
+    if mode == "F":
+        raise ImageFileError("a floating-point picture, whose range is not known; save it with 8 or 16 bits")
+    if mode in ("1", "L"):
+        return np.asarray(image.convert("LA" if key is not None else "L"))
+    if mode in ("LA", "La"):
+        return np.asarray(image.convert("LA"))
+    if mode in ("RGBA", "RGBa", "PA") or key is not None:
+        return np.asarray(image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _gray16(image: Image.Image, key: Any) -> Array:
+    """Modes I;16 and I (what older Pillows make of 16-bit gray) -> (H, W) or, with a transparent value, (H, W, 2) uint16."""
+    tags = getattr(image, "tag_v2", {})
+    array = np.asarray(image)
+    depth = max(tags.get(_BITS_PER_SAMPLE, (16,)))
+    if depth != 16 or array.min() < 0 or array.max() > 65535:
+        raise ImageFileError(f"a {image.format} with {depth}-bit or signed whole numbers; save it with 8 or 16 unsigned bits")
+    array = array.astype(np.uint16)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow inverts 8-bit files of this kind but not 16-bit ones
+        array = 65535 - array
+    return _keyed(array[..., None], key)
+
+
+def _keyed(array: Array, key: Any) -> Array:
+    """16-bit colours (H, W, C) with PNG's one transparent colour as an alpha channel; unchanged when ``key`` is None."""
+    if key is None:
+        return array
+    opaque = (array != np.asarray(key, dtype=np.int64).reshape(-1)).any(-1, keepdims=True)
+    return np.concatenate([array, opaque.astype(np.uint16) * 65535], axis=-1)
+
+
+def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Array, list[str]]:
+    """CMYK or Lab -> (H, W, 3) uint8 sRGB, with notes. CMYK goes through its embedded profile (relative colorimetric); without
+    a usable one through Pillow's plain formula, which is only roughly right."""
+    target = ImageCms.createProfile("sRGB")
+    if image.mode == "LAB":
+        source: Any = ImageCms.createProfile("LAB")
+    elif icc is not None and icc[16:20] == b"CMYK":
+        source = io.BytesIO(icc)
+    else:
+        return np.asarray(image.convert("RGB")), ["CMYK without a colour profile: colours are approximate"]
+    try:
+        source = ImageCms.ImageCmsProfile(source)
+        converted = ImageCms.profileToProfile(image, source, target, renderingIntent=_RELATIVE_COLORIMETRIC, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        if image.mode == "LAB":
+            raise
+        return np.asarray(image.convert("RGB")), ["CMYK with an unusable colour profile: colours are approximate"]
+    return np.asarray(converted), [f"{image.mode} converted to sRGB"]
+
+
+_UPRIGHT: dict[int, Callable[[Array], Array]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+"""EXIF orientation -> the step that makes the stored rows and columns upright (EXIF 2.32, tag 0x0112); others mean upright."""
+
+
+def _upright(array: Array, orientation: int) -> Array:
+    return _UPRIGHT.get(orientation, lambda a: a)(array)
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """The file's EXIF without orientation, or None. TIFF's own tags are not EXIF and stay behind."""
+    raw = image.info.get("exif")
+    if not raw:
+        return None
+    exif = image.getexif()
+    if _ORIENTATION in exif:
+        del exif[_ORIENTATION]
+        try:
+            raw = exif.tobytes()
+        except Exception:  # Pillow cannot write every EXIF that it can read; the picture matters more
+            return None
+    return bytes(raw).removeprefix(b"Exif\0\0")

@@ -1,1 +1,0 @@
-"""LAFR's own networks: plain torch modules without hosts, files or settings."""

@@ -38,7 +38,7 @@ class Restoration:
     photo: Photo
     """The result with everything that came with the picture: alpha, profile, EXIF, bit depth."""
     faces: tuple[Face, ...]
-    """The restored faces in the chosen order; ``matrix`` is set, ``identity`` where an embedder was at hand. () = none."""
+    """The restored faces in the chosen order; ``matrix`` is set, ``change`` where an embedder was at hand. () = none."""
     mask: Tensor
     """(1, H, W) in [0, 1]: where the picture was changed. Where it is 0, pixels are bit-identical to the input's."""
     notes: tuple[str, ...] = ()

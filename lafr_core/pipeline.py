@@ -33,7 +33,7 @@ class RestoredBatch:
     images: Tensor
     """(B, 3, H, W) in [0, 1], same size, dtype and device as the input. Rows without faces are bit-identical to the input."""
     faces: tuple[Face, ...]
-    """All faces of all rows, placed, ``identity`` set when an embedder was at hand; by row, then in the chosen order."""
+    """All faces of all rows, placed, ``change`` set when an embedder was at hand; by row, then in the chosen order."""
     masks: Tensor
     """(B, 1, H, W) in [0, 1]: where the images were changed."""
 
@@ -74,7 +74,7 @@ def restore_crops(
     *,
     progress: Progress = ignore_progress,
 ) -> tuple[Tensor, list[Face]]:
-    """Crops (N, 3, 512, 512) and their faces -> restored crops and the faces with ``identity`` set. N may be 0.
+    """Crops (N, 3, 512, 512) and their faces -> restored crops and the faces with ``change`` set. N may be 0.
 
     Works ``settings.batch_size`` crops at a time on ``models.device``; results return to the crops' device and dtype.
     """
@@ -90,7 +90,7 @@ def restore_crops(
             out = grain.match_grain(out, batch, settings.grain)
             restored.append(out.to(crops))
             identities = cosine(models.embedder, batch, out) if models.embedder is not None else [None] * len(batch)
-            scored += [replace(face, identity=value) for face, value in zip(faces[start:], identities, strict=False)]
+            scored += [replace(face, change=value) for face, value in zip(faces[start:], identities, strict=False)]
             progress("restore", len(scored), len(faces))
     return (torch.cat(restored) if restored else crops.clone()), scored
 

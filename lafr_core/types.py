@@ -35,8 +35,12 @@ class Face:
     """Similarity source image -> 512 crop in pixels; None until :func:`lafr_core.faces.crop.place` has set it."""
     image_index: int = 0
     """Row of the source image in its batch."""
-    identity: float | None = None
+    change: float | None = None
     """Cosine between the input face and the restored face in [-1, 1]; None when no embedder was at hand."""
+    likeness: float | None = None
+    """Cosine between the reference person and the restored face in [-1, 1]; None without a reference."""
+    trust: float | None = None
+    """Estimated cosine between the restored face and the real person in [-1, 1]; None when it was not estimated."""
 
     @property
     def width(self) -> float:

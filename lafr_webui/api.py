@@ -95,7 +95,7 @@ def _png(image: Image.Image) -> str:
 
 
 def _face(face: Face) -> dict[str, Any]:
-    return {"box": list(face.box), "score": face.score, "identity": face.identity}
+    return {"box": list(face.box), "score": face.score, "change": face.change, "likeness": face.likeness, "trust": face.trust}
 
 
 def _authentication(cmd_opts: Any) -> list[Any]:

@@ -40,7 +40,7 @@ class Report:
 
 def report(status: str, request: Request, faces: Sequence[Face] = (), note: str = "") -> Report:
     """The report of a restoration that found ``faces``."""
-    alike = tuple(round(face.identity, 2) for face in faces if face.identity is not None)
+    alike = tuple(round(face.change, 2) for face in faces if face.change is not None)
     return Report(status, request, len(faces), alike, note)
 
 

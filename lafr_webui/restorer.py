@@ -83,7 +83,7 @@ def _bare(image: Image.Image) -> Image.Image:
 
 
 def _warning(faces: tuple[Face, ...], request: Request) -> str:
-    least = min((face.identity for face in faces if face.identity is not None), default=1.0)
+    least = min((face.change for face in faces if face.change is not None), default=1.0)
     if least >= request.restore.identity_warning:
         return ""
     return f"a face looks like another person (likeness {least:.2f}); raise Fidelity or give a reference photo"

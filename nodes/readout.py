@@ -52,11 +52,11 @@ def report_text(result: RestoredBatch, settings: RestoreSettings, device: torch.
         if not own:
             lines.append(f"photo {index}: no face found, unchanged")
         for number, face in enumerate(own):
-            low = face.identity is not None and face.identity < settings.identity_warning
+            low = face.change is not None and face.change < settings.identity_warning
             lines.append(f"photo {index}, face {number}: {said(face)}{' - LOOKS LIKE SOMEBODY ELSE' if low else ''}")
     return "\n".join(lines)
 
 
 def said(face: Face) -> str:
-    likeness = "" if face.identity is None else f", likeness {face.identity:.2f}"
+    likeness = "" if face.change is None else f", likeness {face.change:.2f}"
     return f"{face.size:.0f} px, score {face.score:.2f}{likeness}"

@@ -70,9 +70,9 @@ def restore_crop(job: Job, models: Models, settings: RestoreSettings) -> Record:
 def identity_warnings(faces: Iterable[Face], settings: RestoreSettings) -> list[str]:
     """One sentence for each face less like its input than ``settings.identity_warning``."""
     return [
-        f"face {number}: identity {face.identity:.2f} is below {settings.identity_warning:g}; check that it is the same person"
+        f"face {number}: identity {face.change:.2f} is below {settings.identity_warning:g}; check that it is the same person"
         for number, face in enumerate(faces)
-        if face.identity is not None and face.identity < settings.identity_warning
+        if face.change is not None and face.change < settings.identity_warning
     ]
 
 

@@ -52,8 +52,12 @@ def face_entry(face: Face) -> dict[str, Any]:
         "box": [_number(v, 2) for v in face.box],
         "score": _number(face.score, 4),
         "landmarks": [[_number(x, 2), _number(y, 2)] for x, y in face.landmarks],
-        "identity": None if face.identity is None else _number(face.identity, 4),
+        **{name: _optional(getattr(face, name), 4) for name in ("change", "likeness", "trust")},
     }
+
+
+def _optional(value: float | None, digits: int) -> float | None:
+    return None if value is None else _number(value, digits)
 
 
 def _number(value: float, digits: int) -> float | None:

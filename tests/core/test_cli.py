@@ -92,7 +92,7 @@ def test_restore_writes_png_reports_and_leaves_the_rest_alone(tmp_path: Path, mo
     found = entries(tmp_path / "r.json")
     assert found["a.png"]["status"] == "restored" and found["tiny.png"]["status"] == "no_face"
     (face,) = found["a.png"]["faces"]
-    assert face["box"] == [20, 30, 80, 90] and len(face["landmarks"]) == 5 and -1 <= face["identity"] <= 1
+    assert face["box"] == [20, 30, 80, 90] and len(face["landmarks"]) == 5 and -1 <= face["change"] <= 1
     assert found["a.png"]["seconds"] > 0
     assert found["broken.jpg"]["status"] == "failed" and "not an image" in found["broken.jpg"]["reason"]
 
@@ -179,7 +179,7 @@ def test_identity_below_the_threshold_warns(
 def _restoration(images: torch.Tensor, identity: float) -> Any:
     from lafr_core.pipeline import RestoredBatch
 
-    return RestoredBatch(images, (replace(FACE, identity=identity),), torch.zeros_like(images[:, :1]))
+    return RestoredBatch(images, (replace(FACE, change=identity),), torch.zeros_like(images[:, :1]))
 
 
 @pytest.mark.parametrize("side", [512, 256, 700])

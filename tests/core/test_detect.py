@@ -100,7 +100,7 @@ def test_a_found_face_keeps_its_place_exactly() -> None:
     (face,) = find(PHOTO, top_k=1)
     assert face.box == (59.5, 4.5, 99.5, 44.5)
     assert face.landmarks == landmarks_in(face.box)
-    assert (face.image_index, face.matrix, face.identity) == (0, None, None)
+    assert (face.image_index, face.matrix, face.change) == (0, None, None)
 
 
 def test_faces_of_a_batch_come_row_by_row() -> None:

@@ -170,9 +170,9 @@ def test_identity_is_the_cosine_of_input_and_result() -> None:
     images = torch.zeros(1, 3, 80, 80)
     images[:, 0] = 0.4
     same = restore_faces(images, parts(face_at(10, 10, 60), embedder=MeanEmbedder()), SETTINGS)
-    assert same.faces[0].identity == pytest.approx(1.0, abs=1e-6)
+    assert same.faces[0].change == pytest.approx(1.0, abs=1e-6)
     none = restore_faces(images, parts(face_at(10, 10, 60)), SETTINGS)
-    assert none.faces[0].identity is None
+    assert none.faces[0].change is None
 
 
 def test_progress_counts_faces_and_can_cancel() -> None:

@@ -15,7 +15,7 @@ from lafr_core.errors import InputError
 
 
 def test_a_record_says_everything(tmp_path: Path) -> None:
-    face = replace(face_at(10, 20, 100), identity=0.87654321)
+    face = replace(face_at(10, 20, 100), change=0.87654321)
     results = Report({"lafr": "0.1.0"}, tmp_path / "sub" / "report.json")
     results.add(Record("b.jpg", "failed", reason="b.jpg: is empty"))
     results.add(
@@ -33,7 +33,9 @@ def test_a_record_says_everything(tmp_path: Path) -> None:
             "box": [10.0, 20.0, 110.0, 120.0],
             "score": 0.9,
             "landmarks": [[41.0, 62.0], [79.0, 62.0], [60.0, 82.0], [44.0, 98.0], [76.0, 98.0]],
-            "identity": 0.8765,
+            "change": 0.8765,
+            "likeness": None,
+            "trust": None,
         }
     ]
     assert results.count("restored", "no_face") == 1 and results.count("failed") == 1
@@ -58,8 +60,8 @@ def test_file_names_that_are_no_utf8_survive(tmp_path: Path) -> None:
 
 
 def test_nan_never_reaches_the_file(tmp_path: Path) -> None:
-    entry = report.face_entry(replace(face_at(0, 0, 10), identity=float("nan"), score=float("inf")))
-    assert entry["identity"] is None and entry["score"] is None
+    entry = report.face_entry(replace(face_at(0, 0, 10), change=float("nan"), score=float("inf")))
+    assert entry["change"] is None and entry["score"] is None
     json.dumps(entry, allow_nan=False)
 
 

@@ -27,7 +27,7 @@ def test_faces_compare_by_what_they_say() -> None:
 
 def test_what_is_not_known_yet_is_none() -> None:
     face: Face = face_at(0, 0, 10)
-    assert face.matrix is None and face.identity is None and face.image_index == 0
+    assert face.matrix is None and face.change is None and face.image_index == 0
 
 
 def test_the_stand_ins_have_the_shape_of_the_protocols() -> None:

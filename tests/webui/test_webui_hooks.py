@@ -132,7 +132,7 @@ def test_route_restores_and_reports(client, webui, parts):
     assert (restored.mode, restored.size) == ("RGBA", image.size) and restored.tobytes() != image.tobytes()
     assert body["status"] == "ok" and parse(body["info"]).request.restore.fidelity == 0.2
     (face,) = body["faces"]
-    assert face["box"] == [8.0, 20.0, 72.0, 84.0] and -1 <= face["identity"] <= 1
+    assert face["box"] == [8.0, 20.0, 72.0, 84.0] and -1 <= face["change"] <= 1
     assert webui.shared.state.log == ["begin lafr", "end"]
 
 

@@ -136,7 +136,7 @@ def test_report_takes_the_cosines_of_the_faces_that_have_one():
     face = Face((0, 0, 1, 1), ((0.0, 0.0),) * 5, 1.0)
     from dataclasses import replace
 
-    made = report("ok", Request(), [replace(face, identity=0.71234), face])
+    made = report("ok", Request(), [replace(face, change=0.71234), face])
     assert (made.found, made.alike) == (2, (0.71,))
 
 

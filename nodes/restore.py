@@ -16,7 +16,7 @@ from ..lafr_core.types import Models
 from .host import CONNECT, SD, HostVae, check_model, check_vae, raw_latent
 from .layout import to_boxes, to_image, to_images
 from .memory import Managed, host_progress
-from .models import open_adapter, open_detector, open_embedder, open_parser, open_prior, open_starter_vae
+from .networks import open_adapter, open_detector, open_embedder, open_parser, open_prior, open_starter_vae
 from .readout import before_after, report_text
 from .sample import empty_text, one_step
 from .starter import StarterHostVae, is_starter

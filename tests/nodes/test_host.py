@@ -52,7 +52,7 @@ def found(host: hostenv.Host, photo: Tensor) -> Any:
     # The five landmarks of that picture, to the pixel.
     marks = ((110.0, 108.0), (148.0, 107.0), (131.0, 130.0), (114.0, 146.0), (148.0, 145.0))
     face = face_type((90.0, 60.0, 170.0, 175.0), marks, 0.9)
-    place, crop_faces = host.core("faces.crop").place, host.core("crop").crop_faces
+    place, crop_faces = host.core("faces.crop").place, host.core("faces.crop").crop_faces
     faces = tuple(place(replace(face, image_index=row)) for row in (0, 2))
     images = torch.cat([photo, torch.full_like(photo, 0.5), photo.flip(1)[:, :, :] * 0.8]).movedim(-1, 1)
     images[2] = images[0] * 0.8

@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import InputError
 from .faces import color, grain
 from .faces.crop import crop_faces, place
-from .faces.detect import detect_faces
+from .faces.detect import find_faces
 from .faces.identity import cosine
 from .faces.masks import check_parser
 from .faces.paste import paste_into
@@ -36,6 +36,8 @@ class RestoredBatch:
     """All faces of all rows, placed, ``change`` set when an embedder was at hand; by row, then in the chosen order."""
     masks: Tensor
     """(B, 1, H, W) in [0, 1]: where the images were changed."""
+    found: tuple[int, ...] = ()
+    """For each row how many faces were found, before the settings chose; ``faces.detect.choice_note`` says it in words."""
 
 
 def restore_faces(
@@ -54,7 +56,8 @@ def restore_faces(
     """
     check_images(images)
     check_parser(models.parser, settings)
-    faces = [place(face) for face in detect_faces(images, models.detector, settings, boxes=boxes, progress=progress)]
+    chosen, found = find_faces(images, models.detector, settings, boxes=boxes, progress=progress)
+    faces = [place(face) for face in chosen]
     pasted, masks = images.clone(), images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
     done: list[Face] = []
     for start in range(0, len(faces), settings.batch_size):  # crops live for one batch: memory does not grow with the faces
@@ -63,7 +66,7 @@ def restore_faces(
         paste_into(pasted, masks, scored, restored, settings, parser=models.parser)
         done += scored
         progress("restore", len(done), len(faces))
-    return RestoredBatch(pasted, tuple(done), masks)
+    return RestoredBatch(pasted, tuple(done), masks, found)
 
 
 def restore_crops(

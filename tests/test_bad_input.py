@@ -15,7 +15,7 @@ import torch
 from fakes import face_at, parts
 from PIL import Image
 
-from lafr_core.app import cli
+from lafr_core.app import arguments, cli
 from lafr_core.errors import CheckpointError
 from lafr_core.images import photos, png16
 from lafr_core.images.photos import Photo
@@ -61,7 +61,7 @@ GOOD: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "open_models", lambda *_, **__: parts([FACE]))
+    monkeypatch.setattr(arguments, "open_models", lambda *_, **__: parts([FACE]))
 
 
 def run(*arguments: object) -> int:

@@ -57,7 +57,7 @@ def room_of(module: str) -> str:
 def test_the_scan_sees_something() -> None:
     assert len(MODULES) > 30
     assert ("torch", True) in set(imports(CORE / "faces" / "crop.py"))
-    assert ("..pipeline", True) in set(imports(CORE / "app" / "cli.py"))
+    assert ("..pipeline", True) in set(imports(CORE / "app" / "batch.py"))
     assert core_module(CORE / "faces" / "detectors" / "starter.py", "...types") == "types"
     assert core_module(CORE / "faces" / "detectors" / "__init__.py", ".starter") == "faces.detectors.starter"
     assert core_module(CORE / "app" / "cli.py", "..__version__") == "__version__" and room_of("faces.crop") == "faces"

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .. import __version__
 from ..errors import InputError, LafrError
+from ..faces.detect import choice_note
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 from ..images import photos
 from ..models import device_name
@@ -34,7 +35,9 @@ def restore_photo(job: Job, models: Models, settings: RestoreSettings, boxes: Se
     result = restore_faces(photo.pixels[None], models, settings, boxes=[boxes] if boxes else None)
     photos.write(job.output, replace(photo, pixels=result.images[0]))
     status = "restored" if result.faces else "no_face"
-    return record(job, status, result.faces, [*photo.notes, *identity_warnings(result.faces, settings)])
+    chosen = choice_note(sum(result.found), len(result.faces), settings)
+    notes = [*photo.notes, *([chosen] if chosen else []), *identity_warnings(result.faces, settings)]
+    return record(job, status, result.faces, notes)
 
 
 def restore_crop(job: Job, models: Models, settings: RestoreSettings) -> Record:

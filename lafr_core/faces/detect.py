@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..geometry import transform
-from ..settings import RestoreSettings
+from ..settings import RestoreSettings, options
 from ..types import Box, Detector, Face, Matrix, Progress, ignore_progress
 from .boxes import five, landmarks_in, merge, overlap, usable
 
@@ -27,6 +27,9 @@ BOX_SIDE = 320
 
 BOX_THRESHOLD = 0.2
 """Inside a box that a person drew there is a face: a lower score is enough."""
+
+CHOICES = ("min_face", "max_face", "top_k", "faces")
+"""The settings that leave out faces which were found."""
 
 
 def detect_faces(
@@ -44,12 +47,25 @@ def detect_faces(
     ``image_index`` is set, ``matrix`` is None. An upside-down face keeps its own left and right: the crop turns it upright.
     Raises InputError when ``boxes`` does not hold one list a photo or a box is empty or outside the photo.
     """
+    return find_faces(images, detector, settings, boxes=boxes, progress=progress)[0]
+
+
+def find_faces(
+    images: Tensor,
+    detector: Detector,
+    settings: RestoreSettings,
+    *,
+    boxes: Sequence[Sequence[Box]] | None = None,
+    progress: Progress = ignore_progress,
+) -> tuple[list[Face], tuple[int, ...]]:
+    """:func:`detect_faces`, and for each photo how many faces were there to choose from: what :func:`choice_note` tells of."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise InputError(f"detect_faces: expected images (B, 3, H, W), got {tuple(images.shape)}")
     total = images.shape[0]
     if boxes is not None and len(boxes) != total:
         raise InputError(f"boxes: expected one list of boxes a photo ({total}), got {len(boxes)}")
     faces: list[Face] = []
+    counts: list[int] = []
     for row in range(total):
         image = images[row].float()
         size = (image.shape[-2], image.shape[-1])
@@ -57,9 +73,10 @@ def detect_faces(
             found = search(image, detector, settings)
         else:
             found = [face_in_box(image, check_box(box, size), detector, settings) for box in boxes[row]]
+        counts.append(len(found))
         faces += [replace(face, image_index=row, matrix=None) for face in select(found, size, settings)]
         progress("detect", row + 1, total)
-    return faces
+    return faces, tuple(counts)
 
 
 def search(image: Tensor, detector: Detector, settings: RestoreSettings) -> list[Face]:
@@ -178,6 +195,16 @@ def select(faces: Sequence[Face], size: tuple[int, int], settings: RestoreSettin
         kept = kept[: settings.top_k]
     wanted = settings.face_indices()
     return [face for number, face in enumerate(kept) if not wanted or number in wanted]
+
+
+def choice_note(found: int, chosen: int, settings: RestoreSettings) -> str:
+    """'1 found, 0 selected (Smallest face / Which faces)': said where the settings left faces out; '' where they did not."""
+    if chosen >= found:
+        return ""
+    knobs = [
+        option.label for name, (option, default) in options().items() if name in CHOICES and getattr(settings, name) != default
+    ]
+    return f"{found} found, {chosen} selected ({' / '.join(knobs)})"
 
 
 def ordered(faces: Sequence[Face], size: tuple[int, int], sort: str) -> list[Face]:

@@ -19,7 +19,9 @@ import torch
 from fakes import face_at, parts
 from PIL import Image
 
-from lafr_core.app import batch, cli
+from lafr_core.app import arguments, batch, cli
+from lafr_core.app.commands import detect as detect_command
+from lafr_core.app.commands import restore as restore_command
 from lafr_core.errors import CheckpointError
 from lafr_core.images import photos
 from lafr_core.settings import RestoreSettings, options
@@ -37,8 +39,8 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append({"settings": settings, **kwargs})
         return parts([FACE])
 
-    monkeypatch.setattr(cli, "open_models", open_models)
-    monkeypatch.setattr(cli, "open_detector", lambda name, **_: parts([FACE]).detector)
+    monkeypatch.setattr(arguments, "open_models", open_models)
+    monkeypatch.setattr(detect_command, "open_detector", lambda name, **_: parts([FACE]).detector)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     return asked
 
@@ -163,6 +165,26 @@ def test_hand_given_boxes_replace_detection(tmp_path: Path, models: list[Any]) -
     assert face["box"] == [100, 100, 160, 160] and face["score"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--faces", "9"], "1 found, 0 selected (Which faces)"),
+        (["--min-face", "1000"], "1 found, 0 selected (Smallest face)"),
+        (["--min-face", "1000", "--faces", "1"], "1 found, 0 selected (Smallest face / Which faces)"),
+        ([], None),
+    ],
+)
+def test_a_face_left_out_by_the_settings_is_not_called_none(
+    flags: list[str], words: str | None, tmp_path: Path, models: list[Any], capfd: Any
+) -> None:
+    """TRIALS W1."""
+    for command in ("restore", "detect"):
+        out, report = tmp_path / command, tmp_path / f"{command}.json"
+        assert run(command, photo(tmp_path / "a.png"), "-o", out, "--report", report, *flags) == 0
+        assert entries(report)["a.png"]["warnings"] == ([words] if words else [])
+        assert (words or "found") in capfd.readouterr().err or words is None
+
+
 def test_identity_below_the_threshold_warns(
     tmp_path: Path, models: list[Any], capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,14 +294,14 @@ def test_ctrl_c_leaves_whole_files_and_a_valid_report(
             raise KeyboardInterrupt
         return restore_photo(job, *rest)
 
-    monkeypatch.setattr(cli, "restore_photo", stopped_at_b)
+    monkeypatch.setattr(restore_command, "restore_photo", stopped_at_b)
     command = ["restore", tmp_path / "in", "-o", tmp_path / "out", "--report", tmp_path / "r.json"]
     assert run(*command) == 130
     assert json.loads((tmp_path / "r.json").read_text())["finished"] is False
     assert list(entries(tmp_path / "r.json")) == ["a.png"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
     assert "stopped after 1 inputs; the same command with --resume goes on" in capfd.readouterr().err
-    monkeypatch.setattr(cli, "restore_photo", restore_photo)
+    monkeypatch.setattr(restore_command, "restore_photo", restore_photo)
     assert run(*command, "--resume") == 0
     assert list(entries(tmp_path / "r.json")) == ["a.png", "b.png", "c.png"]
 
@@ -290,13 +312,14 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from fakes import face_at, parts
-from lafr_core import batch, cli, imagefile
-def slow_write(path, photo, write=imagefile.write):
-    write(path, photo)
+from lafr_core.app import arguments, cli
+from lafr_core.images import photos
+def slow_write(*args, write=photos.write, **kwargs):
+    write(*args, **kwargs)
     print("wrote", flush=True)
     time.sleep(60)
-imagefile.write = slow_write
-cli.open_models = lambda *_, **__: parts([face_at(20, 30, 60)])
+photos.write = slow_write
+arguments.open_models = lambda *_, **__: parts([face_at(20, 30, 60)])
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -368,7 +391,7 @@ def test_a_model_that_cannot_be_opened_is_one_sentence(
     def missing(*_: Any, **__: Any) -> Any:
         raise CheckpointError("prior.safetensors: expected a LAFR prior file, found no file there; check the path")
 
-    monkeypatch.setattr(cli, "open_models", missing)
+    monkeypatch.setattr(arguments, "open_models", missing)
     assert run("restore", photo(tmp_path / "a.png"), "-o", tmp_path / "out", "--prior", "prior.safetensors") == 2
     assert (
         capfd.readouterr().err == "lafr: prior.safetensors: expected a LAFR prior file, found no file there; check the path\n"
@@ -394,7 +417,7 @@ def test_a_library_fault_in_one_photo_does_not_end_the_run(
             raise RuntimeError("something inside")
         return restore_photo(job, *rest)
 
-    monkeypatch.setattr(cli, "restore_photo", faulty)
+    monkeypatch.setattr(restore_command, "restore_photo", faulty)
     assert run("restore", tmp_path / "in", "-o", tmp_path / "out") == 1
     assert "a.png: RuntimeError: something inside" in capfd.readouterr().err
     assert (tmp_path / "out" / "b.png").is_file()
@@ -456,10 +479,9 @@ def test_compare_pairs_folders_by_name(tmp_path: Path, capfd: Any) -> None:
 
 
 def test_demo_restores_measures_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    pytest.importorskip("skimage", reason="the demo's portrait")
-    from lafr_core.app.demo import ASTRONAUT
+    from lafr_core.app.demo import PORTRAIT
 
-    monkeypatch.setattr(cli, "open_models", lambda *_, **__: parts([ASTRONAUT]))
+    monkeypatch.setattr(arguments, "open_models", lambda *_, **__: parts([PORTRAIT]))
     assert run("demo", "-o", tmp_path / "demo") == 0
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
         "after.png",
@@ -487,8 +509,8 @@ sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 torch.set_num_threads(1)
 from fakes import face_at, parts
-from lafr_core import cli
-cli.open_models = lambda *_, **__: parts([face_at(20, 30, 60)])
+from lafr_core.app import arguments, cli
+arguments.open_models = lambda *_, **__: parts([face_at(20, 30, 60)])
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """

@@ -1,0 +1,94 @@
+"""Arguments that several commands share, and what they become: settings, models, boxes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models import DEVICES, open_models, prior_note
+from ..settings import RestoreSettings, options
+from ..types import Box, Models
+from .batch import say
+
+Commands = Any
+"""What ``add_subparsers`` returns; argparse keeps the type to itself."""
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, folders or quoted globs")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument("-r", "--recursive", action="store_true", help="search folders to the bottom")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (auto: CUDA, else MPS, else CPU)")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what happened to each input")
+    parser.add_argument(
+        "--resume", action="store_true", help="skip inputs whose result is there (and recorded as done in --report)"
+    )
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models", "each one: a file or folder of yours instead of the starter's")
+    group.add_argument(
+        "--vae", type=Path, metavar="PATH", help="diffusers AutoencoderKL or AutoencoderTiny, folder or single file"
+    )
+    group.add_argument("--adapter", type=Path, metavar="PATH", help="LAFR adapter file for the VAE's latents")
+    group.add_argument("--prior", type=Path, metavar="PATH", help="LAFR prior file, or a diffusers UNet folder")
+    group.add_argument("--detector-weights", type=Path, metavar="PATH", help="the detector's weight file")
+    group.add_argument("--embedder", type=Path, metavar="PATH", help="LAFR face embedder file, for the identity read-out")
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    group = parser.add_argument_group("settings")
+    known = options()
+    for name in names:
+        option, default = known[name]
+        flag = "--" + name.replace("_", "-")
+        shown = repr(default) if isinstance(default, str) else default
+        text = f"{option.help} (default: {shown})".replace("%", "%%")
+        if isinstance(default, bool):
+            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            group.add_argument(
+                flag,
+                dest=name,
+                type=type(default),
+                choices=option.choices,
+                metavar=None if option.choices else name.upper(),
+                default=argparse.SUPPRESS,
+                help=text,
+            )
+
+
+def settings_of(args: argparse.Namespace) -> RestoreSettings:
+    """The settings that the arguments name; the others are the defaults."""
+    return RestoreSettings.from_mapping({name: value for name, value in vars(args).items() if name in options()})
+
+
+def models_of(args: argparse.Namespace, settings: RestoreSettings, device: torch.device) -> Models:
+    """The models that the arguments name, opened on ``device``; says where a stage is left out."""
+    models = open_models(
+        settings,
+        device=device,
+        vae=args.vae,
+        adapter=args.adapter,
+        prior=args.prior,
+        detector_weights=args.detector_weights,
+        embedder=args.embedder,
+    )
+    if note := prior_note(models):
+        say(f"lafr: {note}")
+    return models
+
+
+def box(text: str) -> Box:
+    """'10,20,110,140' -> a box. argparse turns the error into its usage message."""
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected X0,Y0,X1,Y1, got {text!r}") from None
+    if not (x0 < x1 and y0 < y1):
+        raise argparse.ArgumentTypeError(f"expected x0 < x1 and y0 < y1, got {text!r}")
+    return x0, y0, x1, y1

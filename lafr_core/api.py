@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .errors import InputError, SettingsError
 from .faces.crop import place
-from .faces.detect import choice_note, detect_faces
+from .faces.detect import detect_faces
 from .images import photos
 from .images.photos import Photo
 from .models import open_models
@@ -88,8 +88,7 @@ def restore(
     models = models if models is not None else open_models(chosen, device=device)
     given = None if boxes is None else [boxes]
     result = restore_faces(photo.pixels[None], models, chosen, boxes=given, progress=progress)
-    left_out = choice_note(sum(result.found), len(result.faces), chosen)
-    notes = (*photo.notes, left_out) if left_out else photo.notes
+    notes = (*photo.notes, *result.left_out(0, chosen))
     return Restoration(replace(photo, pixels=result.images[0]), result.faces, result.masks[0], notes)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import InputError
 from .faces import color, grain
 from .faces.crop import crop_faces, place
-from .faces.detect import find_faces
+from .faces.detect import choice_note, find_faces
 from .faces.identity import cosine
 from .faces.masks import check_parser
 from .faces.paste import paste_into
@@ -37,7 +37,17 @@ class RestoredBatch:
     masks: Tensor
     """(B, 1, H, W) in [0, 1]: where the images were changed."""
     found: tuple[int, ...] = ()
-    """For each row how many faces were found, before the settings chose; ``faces.detect.choice_note`` says it in words."""
+    """How many faces each row has, before the settings chose among them."""
+    faceless: tuple[tuple[int, Box], ...] = ()
+    """Hand-given boxes that cover no face, (row, box): left alone."""
+
+    def left_out(self, row: int, settings: RestoreSettings) -> tuple[str, ...]:
+        """What of a row was left as it was, in words: faces that the settings left out, boxes without a face. () = nothing."""
+        selected = sum(face.image_index == row for face in self.faces)
+        choice = choice_note(self.found[row] if self.found else selected, selected, settings)
+        empty = [box for at, box in self.faceless if at == row]
+        boxes = [f"box {', '.join(f'{value:.0f}' for value in box)}: no face in it, left alone" for box in empty]
+        return (*filter(None, [choice]), *boxes)
 
 
 def restore_faces(
@@ -56,8 +66,8 @@ def restore_faces(
     """
     check_images(images)
     check_parser(models.parser, settings)
-    chosen, found = find_faces(images, models.detector, settings, boxes=boxes, progress=progress)
-    faces = [place(face) for face in chosen]
+    found = find_faces(images, models.detector, settings, boxes=boxes, progress=progress)
+    faces = [place(face) for face in found.faces]
     pasted, masks = images.clone(), images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
     done: list[Face] = []
     for start in range(0, len(faces), settings.batch_size):  # crops live for one batch: memory does not grow with the faces
@@ -66,7 +76,7 @@ def restore_faces(
         paste_into(pasted, masks, scored, restored, settings, parser=models.parser)
         done += scored
         progress("restore", len(done), len(faces))
-    return RestoredBatch(pasted, tuple(done), masks, found)
+    return RestoredBatch(pasted, tuple(done), masks, found.counts, found.faceless)
 
 
 def restore_crops(

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from .. import __version__
 from ..errors import InputError, LafrError
-from ..faces.detect import choice_note
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 from ..images import photos
 from ..models import device_name
@@ -35,8 +34,7 @@ def restore_photo(job: Job, models: Models, settings: RestoreSettings, boxes: Se
     result = restore_faces(photo.pixels[None], models, settings, boxes=[boxes] if boxes else None)
     photos.write(job.output, replace(photo, pixels=result.images[0]))
     status = "restored" if result.faces else "no_face"
-    chosen = choice_note(sum(result.found), len(result.faces), settings)
-    notes = [*photo.notes, *([chosen] if chosen else []), *identity_warnings(result.faces, settings)]
+    notes = [*photo.notes, *result.left_out(0, settings), *identity_warnings(result.faces, settings)]
     return record(job, status, result.faces, notes)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..geometry import transform
 from ..settings import RestoreSettings, options
 from ..types import Box, Detector, Face, Matrix, Progress, ignore_progress
-from .boxes import five, landmarks_in, merge, overlap, usable
+from .boxes import five, merge, overlap, usable
 
 BOX_CONTEXT = 0.6
 """How far beyond a hand-given box the detector looks, as a share of the box on each side."""
@@ -28,8 +28,21 @@ BOX_SIDE = 320
 BOX_THRESHOLD = 0.2
 """Inside a box that a person drew there is a face: a lower score is enough."""
 
+
 CHOICES = ("min_face", "max_face", "top_k", "faces")
 """The settings that leave out faces which were found."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look through a batch of photos came to."""
+
+    faces: tuple[Face, ...]
+    """The faces to restore: by photo, then in the chosen order."""
+    counts: tuple[int, ...]
+    """How many faces each photo has, before the settings chose among them."""
+    faceless: tuple[tuple[int, Box], ...] = ()
+    """Hand-given boxes that cover no face: (photo, box)."""
 
 
 def detect_faces(
@@ -40,14 +53,8 @@ def detect_faces(
     boxes: Sequence[Sequence[Box]] | None = None,
     progress: Progress = ignore_progress,
 ) -> list[Face]:
-    """All faces to restore in a batch of photos.
-
-    images: (B, 3, H, W) float RGB in [0, 1], any device. boxes: per photo, hand-given face boxes that replace the search there
-    (score 1.0, filtered and ordered like found ones). Returns faces ordered by image row, then by ``settings.sort``;
-    ``image_index`` is set, ``matrix`` is None. An upside-down face keeps its own left and right: the crop turns it upright.
-    Raises InputError when ``boxes`` does not hold one list a photo or a box is empty or outside the photo.
-    """
-    return find_faces(images, detector, settings, boxes=boxes, progress=progress)[0]
+    """The ``faces`` of :func:`find_faces`, whose contract and errors are its own."""
+    return list(find_faces(images, detector, settings, boxes=boxes, progress=progress).faces)
 
 
 def find_faces(
@@ -57,8 +64,15 @@ def find_faces(
     *,
     boxes: Sequence[Sequence[Box]] | None = None,
     progress: Progress = ignore_progress,
-) -> tuple[list[Face], tuple[int, ...]]:
-    """:func:`detect_faces`, and for each photo how many faces were there to choose from: what :func:`choice_note` tells of."""
+) -> Found:
+    """All faces to restore in a batch of photos, and what there was besides.
+
+    images: (B, 3, H, W) float RGB in [0, 1], any device. boxes: per photo, hand-given face boxes that replace the search there
+    (score 1.0, filtered and ordered like found ones); one that covers no face is told of and left alone. Faces are ordered by
+    image row, then by ``settings.sort``; ``image_index`` is set, ``matrix`` is None. An upside-down face keeps its own left and
+    right: the crop turns it upright.
+    Raises InputError when ``boxes`` does not hold one list a photo or a box is empty or outside the photo.
+    """
     if images.ndim != 4 or images.shape[1] != 3:
         raise InputError(f"detect_faces: expected images (B, 3, H, W), got {tuple(images.shape)}")
     total = images.shape[0]
@@ -66,17 +80,20 @@ def find_faces(
         raise InputError(f"boxes: expected one list of boxes a photo ({total}), got {len(boxes)}")
     faces: list[Face] = []
     counts: list[int] = []
+    faceless: list[tuple[int, Box]] = []
     for row in range(total):
         image = images[row].float()
         size = (image.shape[-2], image.shape[-1])
         if boxes is None:
             found = search(image, detector, settings)
         else:
-            found = [face_in_box(image, check_box(box, size), detector, settings) for box in boxes[row]]
-        counts.append(len(found))
+            looks = [(box, face_in_box(image, check_box(box, size), detector, settings)) for box in boxes[row]]
+            found = [face for _, face in looks if face is not None]
+            faceless += [(row, box) for box, face in looks if face is None]
         faces += [replace(face, image_index=row, matrix=None) for face in select(found, size, settings)]
+        counts.append(len(found))
         progress("detect", row + 1, total)
-    return faces, tuple(counts)
+    return Found(tuple(faces), tuple(counts), tuple(faceless))
 
 
 def search(image: Tensor, detector: Detector, settings: RestoreSettings) -> list[Face]:
@@ -154,8 +171,11 @@ def check_box(box: Box, size: tuple[int, int]) -> Box:
     return x0, y0, x1, y1
 
 
-def face_in_box(image: Tensor, box: Box, detector: Detector, settings: RestoreSettings) -> Face:
-    """The face in a hand-given box: the detector's landmarks if it finds one there, else the template's scaled into the box."""
+def face_in_box(image: Tensor, box: Box, detector: Detector, settings: RestoreSettings) -> Face | None:
+    """The face in a hand-given box, with the detector's landmarks; None where it finds none there.
+
+    A face guessed from the box alone would be restored into a smear: the box may be a tool's default, or cover a hand.
+    """
     x0, y0, x1, y1 = box
     height, width = image.shape[-2:]
     dx, dy = BOX_CONTEXT * (x1 - x0), BOX_CONTEXT * (y1 - y0)
@@ -177,7 +197,7 @@ def face_in_box(image: Tensor, box: Box, detector: Detector, settings: RestoreSe
     if not found and settings.rotate:
         found = fits([face for turns in (1, 2, 3) for face in turned(small, turns, look)])
     if not found:
-        return Face(box, landmarks_in(box), 1.0)
+        return None
     best = max(found, key=lambda face: face.score * overlap(face.box, box))
     return Face(box, best.landmarks, 1.0)
 

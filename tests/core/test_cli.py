@@ -158,11 +158,22 @@ def test_model_paths_arrive(tmp_path: Path, models: list[Any]) -> None:
     assert models[0]["device"] == torch.device("cpu")
 
 
-def test_hand_given_boxes_replace_detection(tmp_path: Path, models: list[Any]) -> None:
+def test_hand_given_boxes_replace_detection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    middle = face_at(90, 90, 140)  # in the region around a box, 320 pixels wide
+    monkeypatch.setattr(arguments, "open_models", lambda *_, **__: parts([middle]))
+    source = photo(tmp_path / "a.png", 200, 200)
+    assert run("restore", source, "-o", tmp_path / "out", "--box", "70,70,110,110", "--report", tmp_path / "r.json") == 0
+    (face,) = entries(tmp_path / "r.json")["a.png"]["faces"]
+    assert face["box"] == [70, 70, 110, 110] and face["score"] == 1.0
+
+
+def test_a_box_without_a_face_is_reported(tmp_path: Path, models: list[Any]) -> None:
     source = photo(tmp_path / "a.png", 200, 200)
     assert run("restore", source, "-o", tmp_path / "out", "--box", "100,100,160,160", "--report", tmp_path / "r.json") == 0
-    (face,) = entries(tmp_path / "r.json")["a.png"]["faces"]
-    assert face["box"] == [100, 100, 160, 160] and face["score"] == 1.0
+    entry = entries(tmp_path / "r.json")["a.png"]
+    assert (entry["status"], entry["faces"]) == ("no_face", [])
+    assert "box 100, 100, 160, 160: no face in it, left alone" in entry["warnings"]
+    assert np.array_equal(pixels(tmp_path / "out" / "a.png"), pixels(source))
 
 
 @pytest.mark.parametrize(

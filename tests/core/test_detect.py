@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,17 @@ from torch import Tensor
 from lafr_core.errors import Cancelled, InputError
 from lafr_core.faces.boxes import landmarks_in
 from lafr_core.faces.crop import crop, place
-from lafr_core.faces.detect import detect_faces, detection_sides, moved, ordered, resized, select, turned
+from lafr_core.faces.detect import (
+    choice_note,
+    detect_faces,
+    detection_sides,
+    find_faces,
+    moved,
+    ordered,
+    resized,
+    select,
+    turned,
+)
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Box, Face
 
@@ -242,10 +254,34 @@ def test_a_hand_given_box_takes_the_landmarks_found_inside_it() -> None:
         assert point == pytest.approx(want, abs=1)
 
 
-def test_a_hand_given_box_without_a_face_takes_the_templates_landmarks() -> None:
-    box = (110.0, 10.0, 140.0, 50.0)
-    (face,) = find(PHOTO, boxes=[box])
-    assert face.landmarks == landmarks_in(box)
+def test_a_box_that_covers_no_face_is_told_of_and_not_restored() -> None:
+    empty, right = (110.0, 10.0, 140.0, 50.0), (55.0, 2.0, 104.0, 49.0)
+    found = find_faces(PHOTO[None].repeat(2, 1, 1, 1), MarkDetector(), RestoreSettings(), boxes=[[right], [empty, right]])
+    assert [(face.image_index, face.box) for face in found.faces] == [(0, right), (1, right)]
+    assert found.faceless == ((1, empty),)
+    assert found.counts == (1, 1)
+
+
+def test_the_box_that_a_browser_sends_by_itself_restores_nothing() -> None:
+    """ComfyUI 0.33 sends {0, 0, 512, 512} for a box nobody drew: no face, however many small ones lie in it."""
+    assert find(PHOTO, boxes=[(0.0, 0.0, 512.0, 512.0)]) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ({}, ""),
+        ({"faces": "9"}, "3 found, 0 selected (Which faces)"),
+        ({"faces": "0"}, "3 found, 1 selected (Which faces)"),
+        ({"top_k": 1, "min_face": 3}, "3 found, 1 selected (Smallest face / At most)"),
+        ({"min_face": 1000}, "3 found, 0 selected (Smallest face)"),
+    ],
+)
+def test_what_the_settings_left_out_is_said_in_their_words(options: dict[str, Any], note: str) -> None:
+    settings = RestoreSettings(**options)
+    found = find_faces(PHOTO[None], MarkDetector(), settings)
+    assert choice_note(found.counts[0], len(found.faces), settings) == note
+    assert choice_note(0, 0, settings) == ""
 
 
 def test_a_hand_given_box_finds_an_unsure_face_that_the_search_would_drop() -> None:
@@ -260,8 +296,7 @@ def test_a_hand_given_box_around_an_upside_down_face_turns_only_when_allowed() -
     box = (38.0, 28.0, 72.0, 62.0)
     (face,) = find(image, boxes=[box])
     assert face.landmarks[0][1] > face.landmarks[3][1]  # the eyes lie below the mouth
-    (face,) = find(image, boxes=[box], rotate=False)
-    assert face.landmarks == landmarks_in(box)
+    assert find(image, boxes=[box], rotate=False) == []
 
 
 def test_hand_given_boxes_are_ordered_and_filtered_like_found_faces() -> None:
@@ -298,10 +333,11 @@ def test_images_must_be_a_batch() -> None:
         detect_faces(PHOTO, MarkDetector(), RestoreSettings())
 
 
-@pytest.mark.parametrize("box", [(-30.0, -30.0, 30.0, 30.0), (190.0, 90.0, 260.0, 170.0)])
-def test_a_hand_given_box_may_reach_over_the_border(box: Box) -> None:
-    (face,) = find(PHOTO, boxes=[box])
-    assert face.landmarks == landmarks_in(box)
+def test_a_hand_given_box_may_reach_over_the_border() -> None:
+    face = (85.0, 45.0, 115.0, 75.0)
+    (found,) = find(draw((100, 100), (80, 40, 40, 0.9)), boxes=[(70.0, 35.0, 110.0, 85.0)])
+    assert found.box == (70.0, 35.0, 110.0, 85.0)
+    assert find(PHOTO, boxes=[(190.0, 90.0, 260.0, 170.0), face]) == []
 
 
 # --- details ---------------------------------------------------------------------------------------------------------

@@ -38,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
         def work(job: Job) -> Record:
             photo = photos.read(job.source)
-            faces, found = find_faces(photo.pixels[None], detector, settings)
-            chosen = choice_note(sum(found), len(faces), settings)
+            found = find_faces(photo.pixels[None], detector, settings)
+            faces = found.faces
+            chosen = choice_note(sum(found.counts), len(faces), settings)
             save_png(job.output, draw_faces(photos.to_pil(photo), faces))
             return record(job, "detected" if faces else "no_face", faces, [*photo.notes, *([chosen] if chosen else [])])
 

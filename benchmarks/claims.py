@@ -35,11 +35,12 @@ from lafr_core.images.metrics import psnr, ssim
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.vae import _SD_VAE, StarterVae, open_vae
-from train import losses, optimizers
-from train.codebook_learning import CodebookLearner
-from train.losses import TemplateEmbedder
-from train.mobilefacenet import load_mobilefacenet
+from train.engine import optimizers
+from train.judges import losses
+from train.judges.losses import TemplateEmbedder
+from train.judges.mobilefacenet import load_mobilefacenet
 from train.precision import amp
+from train.tasks.codebook_learning import CodebookLearner
 
 log = logging.getLogger("benchmarks.claims")
 METRICS = ("psnr", "ssim", "identity")

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from lafr_core.images.degrade import degrade
 from lafr_core.types import Vae
-from train.degrade import degrade
-from train.faces import aligned_crop, load_pixels, read_split
+from train.data.photos import aligned_crop, load_pixels, read_split
 from train.precision import amp
 
 log = logging.getLogger("benchmarks.claims")

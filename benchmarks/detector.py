@@ -2,7 +2,7 @@
 
     python benchmarks/detector.py --data FACES [--retinaface FILE] [--weights FILE] [--photos N] [--no-time] [--json FILE]
 
-Photos: ``faces/val`` (one labelled face each), degraded whole with a fixed seed a photo at three severities (train/degrade.py).
+Photos: ``faces/val`` (one labelled face each), degraded whole with a fixed seed a photo at three severities.
 Both detectors run through the same :func:`lafr_core.faces.detect.detect_faces`. A detection is right when its box overlaps the
 box that belongs to the labelled landmarks by 0.35 or more (intersection over union); every other detection is a false positive.
 """
@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lafr_core.faces.boxes import face_box, overlap
 from lafr_core.faces.detect import detect_faces
 from lafr_core.faces.detectors import open_detector
+from lafr_core.images.degrade import degrade
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Detector, Face, Point
-from train.composites import faceless_pictures
-from train.degrade import degrade
-from train.faces import load_pixels, read_split
+from train.data.composites import faceless_pictures
+from train.data.photos import load_pixels, read_split
 
 SEVERITIES = ("sharp", "mild", "medium", "severe")
 LOWEST = 0.3

@@ -25,9 +25,9 @@ from lafr_core.faces.crop import template_crops
 from lafr_core.faces.identity import open_embedder
 from lafr_core.faces.networks.embedder import INPUT_SIDE
 from lafr_core.geometry import ARCFACE_TEMPLATE, compose
-from train.degrade import degrade
-from train.faces import aligned_crop, jitter, load_pixels, read_split
-from train.mobilefacenet import load_mobilefacenet
+from lafr_core.images.degrade import degrade
+from train.data.photos import aligned_crop, jitter, load_pixels, read_split
+from train.judges.mobilefacenet import load_mobilefacenet
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "lafr_core" / "weights" / "embedder.safetensors"
 SEVERITIES = ("sharp", "medium", "severe")

@@ -24,10 +24,10 @@ from lafr_core.latent.folding import fold_constants
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.spec import family
 from lafr_core.latent.vae import _SD_VAE, KlVae
-from train import losses
-from train.codebook_learning import CodebookLearner
 from train.config import PriorStage
-from train.parts import OneStep, add_lora, decoder_of, spare_memory
+from train.engine.parts import OneStep, add_lora, decoder_of, spare_memory
+from train.judges import losses
+from train.tasks.codebook_learning import CodebookLearner
 
 GPU = torch.device("cuda")
 

@@ -39,8 +39,8 @@ from lafr_core.latent.prior import open_prior
 from lafr_core.latent.vae import open_vae
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Aligner, Prior, Vae
-from train.faces import aligned_crop, load_pixels, read_split
-from train.losses import edge_energy
+from train.data.photos import aligned_crop, load_pixels, read_split
+from train.judges.losses import edge_energy
 
 SEVERITIES = ("mild", "medium", "severe")
 VARIANTS = ("LQ input", "round trip of LQ", "adapter only", "full pipeline", "round trip of HQ")

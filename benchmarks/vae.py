@@ -24,7 +24,7 @@ from benchmarks.quality import DlibIdentity, optional, summarise
 from lafr_core.images.metrics import psnr, ssim
 from lafr_core.latent.vae import open_tiny, open_vae
 from lafr_core.types import Vae
-from train.faces import aligned_crop, load_pixels, read_split
+from train.data.photos import aligned_crop, load_pixels, read_split
 
 
 def timed(call: Callable[[], Tensor]) -> tuple[Tensor, float]:

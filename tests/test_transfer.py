@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks import transfer
 from lafr_core.geometry import FFHQ_TEMPLATE
-from train.faces import _POINTS
+from train.data.photos import _POINTS
 
 
 def rows(*columns: list[float]) -> transfer.Measured:

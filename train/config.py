@@ -1,6 +1,6 @@
 """The one record that describes a training run: frozen dataclasses <-> YAML, every value overridable on the command line.
 
-    python -m train.adapter --config train/configs/smoke.yaml --adapter.lr 1e-4 --subset 0.009 --subset-seed 0
+    python -m train adapter --config train/configs/smoke.yaml --adapter.lr 1e-4 --subset 0.009 --subset-seed 0
 
 ``--section.name value``; the section may be left out where the name occurs once. An unknown key names the nearest known one.
 """
@@ -118,7 +118,7 @@ class Stage:
     precision: str = "no"
     """no (float32), bf16 or fp16."""
     optimizer: str = "adamw"
-    """adamw, adamw8bit (bitsandbytes), or muon (train.optimizers): better per step on small convolutional nets."""
+    """adamw, adamw8bit (bitsandbytes), or muon (train.engine.optimizers): better per step on small convolutional nets."""
 
     def check(self, name: str) -> None:
         for key in ("steps", "batch", "accumulate"):
@@ -175,7 +175,7 @@ class PriorStage(Stage):
 
 @dataclass(frozen=True)
 class FinderStage(Stage):
-    """The starter detector's finder, on composites of portraits (train.composites)."""
+    """The starter detector's finder, on composites of portraits (train.data.composites)."""
 
     canvas: int = 224
     """Side of the composites in pixels; a multiple of 32."""
@@ -190,7 +190,7 @@ class CloseUpStage(Stage):
     """The starter detector's second look, on close-ups of faces and of the finder's mistakes."""
 
     finder: str = ""
-    """A detector file: train.detector's, or a whole detector whose finder is kept."""
+    """A detector file: train.tasks.detector's, or a whole detector whose finder is kept."""
     mined: int = 600
     """Composites, and half as many portraits, that the finder is tried on for its mistakes."""
     go_on: bool = False
@@ -204,7 +204,7 @@ class LandmarkStage(Stage):
     """The starter detector's last look, on faces only: where exactly their landmarks are."""
 
     detector: str = ""
-    """A detector file of train.closeup, whose networks are kept."""
+    """A detector file of train.tasks.closeup, whose networks are kept."""
     bend: float = 1.0
     """How far a face's landmarks go towards another's at most, as a share of the way."""
     mix: float = 0.6
@@ -376,7 +376,7 @@ def locate(key: str) -> str:
         return short[0]
     if short:
         raise SettingsError(f"--{key}: occurs in several sections; write one of {', '.join('--' + s for s in short)}")
-    raise SettingsError(f"--{key}: unknown setting; {_nearest(key, [*known, *(name.split('.')[-1] for name in known)])}")
+    raise SettingsError(f"--{key}: unknown setting; {nearest(key, [*known, *(name.split('.')[-1] for name in known)])}")
 
 
 def _keys(cls: Any, prefix: str = "") -> list[str]:
@@ -388,7 +388,7 @@ def _keys(cls: Any, prefix: str = "") -> list[str]:
     return out
 
 
-def _nearest(key: str, known: Sequence[str]) -> str:
+def nearest(key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(dict.fromkeys(known))}"
 
@@ -401,7 +401,7 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in names:
-            raise SettingsError(f"{prefix}{key}: unknown setting; {_nearest(str(key), names)}")
+            raise SettingsError(f"{prefix}{key}: unknown setting; {nearest(str(key), names)}")
         kind = hints[key]
         arguments[key] = (
             _build(kind, value, f"{prefix}{key}.") if dataclasses.is_dataclass(kind) else _convert(kind, value, prefix + key)

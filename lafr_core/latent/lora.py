@@ -82,7 +82,7 @@ def load_lora(path: Path) -> Lora:
     if stray or not tensors:
         raise CheckpointError(
             f"{path}: expected kohya names ({PREFIX}….lora_down.weight), got {stray[0] if stray else 'no tensors'}; "
-            "export it with python -m train.export"
+            "export it with python -m train export"
         )
     return Lora(tensors, metadata)
 

@@ -377,7 +377,7 @@ def test_a_starter_file_of_another_kind_or_config_is_refused(tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def val_photos(faces_folder: Path) -> list[tuple[Tensor, tuple[tuple[float, float], ...]]]:
-    from train.faces import load_pixels, read_split
+    from train.data.photos import load_pixels, read_split
 
     photos = read_split(faces_folder, "val")[3::24]
     return [(torch.from_numpy(load_pixels(p).copy()).permute(2, 0, 1).float() / 255, p.landmarks) for p in photos]
@@ -450,7 +450,7 @@ def test_pictures_without_faces_have_none(detector: Detector) -> None:
 
 
 def test_the_second_look_makes_landmarks_better(starter: Detector, faces_folder: Path) -> None:
-    from train.faces import load_pixels, read_split
+    from train.data.photos import load_pixels, read_split
 
     assert isinstance(starter, StarterDetector)
     errors: dict[str, list[float]] = {"first": [], "second": []}

@@ -113,8 +113,8 @@ def test_without_bundled_weights_there_is_no_embedder(monkeypatch: pytest.Monkey
 @pytest.fixture(scope="module")
 def views(faces_folder: Path) -> tuple[Tensor, Tensor]:
     """Twelve unseen people: sharp crops, and the same moved a little and degraded at medium severity."""
-    from train.degrade import degrade
-    from train.faces import aligned_crop, compose, jitter, load_pixels, read_split
+    from lafr_core.images.degrade import degrade
+    from train.data.photos import aligned_crop, compose, jitter, load_pixels, read_split
 
     sharp, poor = [], []
     for number, photo in enumerate(read_split(faces_folder, "val")[::8]):

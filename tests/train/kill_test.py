@@ -24,7 +24,9 @@ import torch
 
 from lafr_core.latent.networks.vae import StarterVaeNet
 from lafr_core.store import checkpoint
-from train import adapter, checkpoints, codebook, config, prior, run
+from train import config
+from train.engine import checkpoints, run
+from train.tasks import adapter, codebook, prior
 
 STEPS = 40
 TASKS = {"codebook": codebook.CodebookTask, "adapter": adapter.AdapterTask, "prior": prior.PriorTask}
@@ -86,7 +88,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int, stage: str = "codebook"
     What the stage builds on is trained for a few steps first.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "train.run", "accelerate", "torch._dynamo"])
+    context.set_forkserver_preload(["__main__", "train.engine.run", "accelerate", "torch._dynamo"])
     random_ = random.Random(seed)
 
     def start(out: str, stage: str = stage, **overrides: object) -> multiprocessing.process.BaseProcess:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import claims_report
 from benchmarks.claims_measure import Stopwatch, interval, peak_bytes, relative, time_to
-from train.optimizers import warm_cosine
+from train.engine.optimizers import warm_cosine
 
 
 def test_relative_gain_is_paired() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lafr_core.latent.networks.codebook import Codebook
-from train.codebook_learning import CodebookLearner, k_means
+from train.tasks.codebook_learning import CodebookLearner, k_means
 
 
 def grid(points: list[list[float]]) -> Tensor:

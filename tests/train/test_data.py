@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from train_tiny import faces_at
 
 from lafr_core.errors import InputError
-from train import data
 from train.config import Data
+from train.data import faces as data
 
 
 def take(faces: data.Faces, count: int, **arguments: int) -> list[dict[str, torch.Tensor]]:

@@ -22,12 +22,14 @@ from lafr_core.faces.networks import closeup, landmarks
 from lafr_core.faces.networks.detector import Predictions
 from lafr_core.geometry import transform
 from lafr_core.store import checkpoint
-from train import checkpoints, composites, config, loop
-from train import closeup as closeup_training
-from train import detector as detector_training
-from train import embedder as embedder_training
-from train import landmarks as landmark_training
-from train.faces import read_split
+from train import config
+from train.data import composites
+from train.data.photos import read_split
+from train.engine import checkpoints, loop
+from train.tasks import closeup as closeup_training
+from train.tasks import detector as detector_training
+from train.tasks import embedder as embedder_training
+from train.tasks import landmarks as landmark_training
 
 POINTS = ((150.0, 170.0), (230.0, 160.0), (195.0, 215.0), (165.0, 260.0), (235.0, 250.0))
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255))

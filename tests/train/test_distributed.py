@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from train_tiny import settings
 
-from train import checkpoints, codebook, config, run
+from train import config
+from train.engine import checkpoints, run
+from train.tasks import codebook
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-4
@@ -22,7 +24,9 @@ WORKER = """
 import os, sys, torch
 sys.path[:0] = [{root!r}]
 torch.set_num_threads(1)
-from train import codebook, config, run
+from train import config
+from train.engine import run
+from train.tasks import codebook
 
 class Spy(codebook.CodebookTask):
     def finish(self):
@@ -85,7 +89,7 @@ def test_every_stage_trains_in_two_launched_processes(tmp_path: Path) -> None:
     file.write_text(config.dump(conf))
     for stage in few:
         name = stage.removesuffix(".steps")
-        said = launch("-m", f"train.{name}", "--config", str(file))
+        said = launch("-m", "train", name, "--config", str(file))
         assert "process 1 of 2" in said and "process 2 of 2" in said
         state = checkpoints.load_state(Path(conf.log.out) / name / "step_00000002")
         assert state["weights"] and len(_losses(Path(conf.log.out) / name / "log.csv")) == 2

@@ -12,8 +12,9 @@ from torch import nn
 
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.spec import family
-from train import families, optimizers
-from train.families import Pairs
+from train.engine import optimizers
+from train.tasks import families
+from train.tasks.families import Pairs
 
 SMALL = {"width": 8, "coarse": 16, "deep": 16, "code_width": 4, "entries": 6, "depth": 1, "grid": 64}
 

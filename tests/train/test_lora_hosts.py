@@ -19,8 +19,9 @@ from torch import Tensor
 from train_tiny import settings, unet_folder
 
 from lafr_core.latent.sd_prior import load_context, open_sd_prior
-from train import adapter, codebook, parts, prior, run
-from train.export import export
+from train.engine import parts, run
+from train.tasks import adapter, codebook, prior
+from train.tools.export import export
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")

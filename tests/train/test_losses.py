@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lafr_core.errors import CheckpointError, InputError
-from train import losses
 from train.config import Loss
-from train.drawn import draw_face
+from train.data.drawn import draw_face
+from train.judges import losses
 
 SHARED = Path(__file__).parents[3] / "shared" / "weights"
 

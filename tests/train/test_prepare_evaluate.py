@@ -19,12 +19,14 @@ from train_tiny import faces_at, settings
 from lafr_core.errors import InputError
 from lafr_core.geometry import FFHQ_TEMPLATE
 from lafr_core.types import Face
-from train import codebook, evaluate, prepare_data, run
-from train.adapter import AdapterTask
-from train.data import find_pictures
-from train.degrade import preview
-from train.drawn import draw_face
-from train.niqe import Niqe, aggd
+from train.data.drawn import draw_face
+from train.data.faces import find_pictures
+from train.data.preview import preview
+from train.engine import run
+from train.judges.niqe import Niqe, aggd
+from train.tasks import codebook
+from train.tasks.adapter import AdapterTask
+from train.tools import evaluate, prepare_data
 
 NIQE = Path(__file__).parents[3] / "shared" / "weights" / "niqe_pris_params.npz"
 

@@ -15,9 +15,10 @@ from lafr_core.latent import lora as loras
 from lafr_core.latent.adapter import open_adapter
 from lafr_core.latent.folding import fold_constants
 from lafr_core.latent.sd_prior import load_context, open_sd_prior
-from train import adapter, codebook, parts, prior, run
 from train.config import Config, PriorStage
-from train.export import export, to_diffusers
+from train.engine import parts, run
+from train.tasks import adapter, codebook, prior
+from train.tools.export import export, to_diffusers
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")

@@ -16,7 +16,9 @@ from torch import Tensor
 from train_tiny import settings
 
 from lafr_core.errors import CheckpointError, LafrError
-from train import adapter, checkpoints, codebook, config, loop, prior, run
+from train import config
+from train.engine import checkpoints, loop, run
+from train.tasks import adapter, codebook, prior
 
 TASKS = {"codebook": codebook.CodebookTask, "adapter": adapter.AdapterTask, "prior": prior.PriorTask}
 
@@ -244,10 +246,9 @@ def test_average_by_hand() -> None:
 
 
 def test_main_prints_one_sentence_and_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["train", "--data.source", "/nowhere", "--loss.identity", "0"])
     monkeypatch.setattr(run, "vae_of", lambda *_: None)
     with pytest.raises(SystemExit) as stop:
-        run.main(codebook.CodebookTask)
+        codebook.main(["--data.source", "/nowhere", "--loss.identity", "0"])
     assert stop.value.code == 1
     assert "expected a folder of face pictures" in capsys.readouterr().err
     assert issubclass(loop.TrainingError, LafrError)

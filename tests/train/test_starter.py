@@ -21,9 +21,12 @@ from lafr_core.geometry import ARCFACE_TEMPLATE
 from lafr_core.images.metrics import ssim
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.store import checkpoint
-from train import arguments, optimizers, pairs, starter_stages, thumbnail, windows
-from train.faces import Portrait
-from train.losses import sharpness, window_ssim
+from train.data import pairs, windows
+from train.data.photos import Portrait
+from train.engine import optimizers
+from train.judges.losses import sharpness, window_ssim
+from train.tasks import starter_stages, thumbnail
+from train.tools import arguments
 
 
 def test_orthogonalised_evens_out_singular_values() -> None:
@@ -118,7 +121,7 @@ def marked(folder: Path, name: str, value: float) -> None:
 
 def test_a_pool_mixes_the_encoders_by_their_share(tmp_path: Path) -> None:
     pool = pairs.Pool(tmp_path, tiny=0.25)
-    with pytest.raises(InputError, match=r"expected shards.*train\.pairs"):
+    with pytest.raises(InputError, match=r"expected shards.*train pairs"):
         pool.draw(torch.Generator(), 1)
     marked(tmp_path, "starter_0", 0.25)
     pool.refresh()
@@ -205,7 +208,7 @@ def test_thumbnails_start_from_shrunk_pixels_and_show_the_identity_crop(tmp_path
 
     network = thumbnail.ThumbnailNet()
     assert network(torch.zeros(1, 4, 16, 16)).shape == (1, 3, 32, 32)
-    with pytest.raises(CheckpointError, match=r"train\.thumbnail"):
+    with pytest.raises(CheckpointError, match=r"train thumbnail"):
         thumbnail.open_thumbnail(tmp_path / "thumbnail.safetensors")
     save_file(network.state_dict(), str(tmp_path / "thumbnail.safetensors"))
     z = torch.randn(1, 4, 16, 16)
@@ -285,11 +288,11 @@ def test_a_bad_config_is_refused_by_name(tmp_path: Path, text: str, message: str
 @pytest.mark.parametrize(
     ("module", "config", "rest"),
     [
-        ("train.starter_vae", "starter_vae", ["--data", "d", "--teacher", "t"]),
-        ("train.pairs", "starter_pairs", ["--data", "d"]),
-        ("train.starter_restorer", "starter_codebook", ["codebook", "--pairs", "p", "--data", "d"]),
-        ("train.starter_restorer", "starter_adapter", ["adapter", "--pairs", "p", "--data", "d"]),
-        ("train.starter_restorer", "starter_prior", ["prior", "--pairs", "p", "--data", "d"]),
+        ("train.tasks.vae", "starter_vae", ["--data", "d", "--teacher", "t"]),
+        ("train.data.pairs", "starter_pairs", ["--data", "d"]),
+        ("train.tasks.starter_restorer", "starter_codebook", ["codebook", "--pairs", "p", "--data", "d"]),
+        ("train.tasks.starter_restorer", "starter_adapter", ["adapter", "--pairs", "p", "--data", "d"]),
+        ("train.tasks.starter_restorer", "starter_prior", ["prior", "--pairs", "p", "--data", "d"]),
     ],
 )
 def test_the_committed_configs_fit_their_trainers(

@@ -52,7 +52,7 @@ def faces_at(folder: Path, count: int, size: int = 64) -> Path:
     import numpy as np
     from PIL import Image
 
-    from train.drawn import draw_face
+    from train.data.drawn import draw_face
 
     for number in range(count):
         file = folder / ("inner" if number % 2 else ".") / f"{number:03d}.png"

@@ -18,12 +18,12 @@ from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.networks.vae import StarterVaeNet
 from lafr_core.store import checkpoint
-from train.losses import sharpness
-from train.mobilefacenet import load_mobilefacenet
-from train.pairs import Pool
+from train.data.pairs import Pool
+from train.data.windows import Windows, decoders, picture_losses, relative, window_mean
+from train.judges.losses import sharpness
+from train.judges.mobilefacenet import load_mobilefacenet
 from train.precision import amp
-from train.thumbnail import identity_losses, open_thumbnail
-from train.windows import Windows, decoders, picture_losses, relative, window_mean
+from train.tasks.thumbnail import identity_losses, open_thumbnail
 
 WEIGHTS = {"latent": 0.7, "pixel": 2.0, "decibel": 0.2, "ssim": 0.5}
 ANCHOR = 0.05

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lafr_core.errors import LafrError, MissingPackageError
-from train import checkpoints, journal, optimizers
 from train.config import Config, Stage
-from train.data import Faces, Samples, manifest_hash, stream, write_list
+from train.data.faces import Faces, Samples, manifest_hash, stream, write_list
+from train.engine import checkpoints, journal, optimizers
 
 log = logging.getLogger("train.loop")
 

@@ -18,9 +18,9 @@ from lafr_core.latent.sd_prior import find_context, load_unet, prediction_of
 from lafr_core.latent.vae import KlVae, StarterVae, TinyVae, open_vae
 from lafr_core.store import checkpoint
 from lafr_core.types import Vae
-from train import checkpoints
 from train.config import Config, PriorStage
-from train.data import Picture, load_picture, to_tensor
+from train.data.faces import Picture, load_picture, to_tensor
+from train.engine import checkpoints
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0"),

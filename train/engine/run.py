@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ from torch import Tensor
 from lafr_core.errors import LafrError
 from train import config as configs
 from train.config import Config, Stage
-from train.data import Faces, open_faces
-from train.loop import Task, learning_line, train
-from train.losses import open_critics
-from train.parts import latent_features, vae_of
+from train.data.faces import Faces, open_faces
+from train.engine.loop import Task, learning_line, train
+from train.engine.parts import latent_features, vae_of
+from train.judges.losses import open_critics
 
 log = logging.getLogger("train")
 
@@ -68,19 +68,13 @@ def run(make_task: Callable[..., Task], config: Config) -> Path:
     return train(task, stage, config, faces, validation)
 
 
-def main(make_task: Callable[..., Any]) -> None:
-    """The command line of one of the three stages."""
-    command(lambda config: run(make_task, config))
+def command(start: Callable[[Config], Path], arguments: Sequence[str], about: str | None) -> None:
+    """``python -m train STAGE --config … [--section.name value …]``: ``start`` makes a file or folder of the parsed config.
 
-
-def command(start: Callable[[Config], Path]) -> None:
-    """``python -m train.<stage> --config … [--section.name value …]``: ``start`` makes a file or folder of the parsed config.
-
-    A LafrError ends it with its sentence and exit code 1.
+    ``about`` is what ``--help`` says above the settings. A LafrError ends it with its sentence and exit code 1.
     """
-    arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print((sys.modules["__main__"].__doc__ or "").strip(), "\n\nSettings (section.name = default):\n")
+        print((about or "").strip(), "\n\nSettings (section.name = default):\n")
         print(configs.dump(Config()))
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")

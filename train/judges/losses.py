@@ -22,8 +22,8 @@ from lafr_core.errors import CheckpointError, InputError, MissingPackageError
 from lafr_core.faces.crop import template_crops
 from lafr_core.geometry import ARCFACE_TEMPLATE
 from train.config import Loss
-from train.mobilefacenet import FILE as MOBILEFACENET_FILE
-from train.mobilefacenet import load_mobilefacenet
+from train.judges.mobilefacenet import FILE as MOBILEFACENET_FILE
+from train.judges.mobilefacenet import load_mobilefacenet
 
 log = logging.getLogger("train.losses")
 Network = Callable[[Tensor], Any]

@@ -26,8 +26,8 @@ from lafr_core.errors import InputError
 from lafr_core.images.degrade import Drawn, degrade
 from lafr_core.types import Matrix
 from train.config import Data
-from train.drawn import draw_face
-from train.faces import Portrait, aligned_crop, read_split
+from train.data.drawn import draw_face
+from train.data.photos import Portrait, aligned_crop, read_split
 
 log = logging.getLogger("train.data")
 Source = TypeVar("Source")
@@ -50,7 +50,7 @@ class Picture:
 def find_pictures(source: str, split: str = "train") -> list[Picture]:
     """All pictures of ``source``, in an order that does not depend on the file system.
 
-    source: ``drawn:N``; a folder with ``manifest.csv`` (train.prepare_data) or ``faces.csv`` (whole photos with landmarks);
+    source: ``drawn:N``; a folder with ``manifest.csv`` (of ``prepare``) or ``faces.csv`` (whole photos with landmarks);
     or any folder, searched to any depth. Raises InputError when there is nothing.
     """
     if source.startswith(DRAWN):

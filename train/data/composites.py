@@ -19,10 +19,9 @@ from PIL import Image, ImageEnhance, ImageFilter
 from lafr_core.faces.boxes import MIRRORED, face_box
 from lafr_core.geometry import invert, transform
 from lafr_core.types import Box, Matrix, Point
-
-from .config import Data
-from .data import Picture, labelled_photos
-from .faces import Portrait, load_pixels
+from train.config import Data
+from train.data.faces import Picture, labelled_photos
+from train.data.photos import Portrait, load_pixels
 
 FACELESS = (
     "brick", "grass", "gravel", "chelsea", "coins", "page", "text", "moon", "horse", "hubble_deep_field", "ihc", "cell",

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from train.config import Config, Stage, to_mapping
-from train.data import DRAWN_PARAMETERS, Faces
+from train.data.faces import DRAWN_PARAMETERS, Faces
 
 log = logging.getLogger("train.journal")
 SHEET_ROWS = 6

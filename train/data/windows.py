@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from lafr_core.latent.networks.vae import StarterVaeNet
 from lafr_core.store import checkpoint
-from train.losses import window_ssim
-from train.pairs import KINDS, Pool
+from train.data.pairs import KINDS, Pool
+from train.judges.losses import window_ssim
 from train.precision import channels_last
-from train.starter_vae import pixel_loss
+from train.tasks.vae import pixel_loss
 
 FACTOR = 8
 WINDOW: Mapping[str, int] = {"starter": 22, "tiny": 12}

@@ -1,0 +1,1 @@
+"""What training sees: photos, drawn faces, composites, stored latent pairs."""

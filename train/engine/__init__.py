@@ -1,0 +1,1 @@
+"""The loop every stage shares: steps, checkpoints, journal, optimisers, processes."""

@@ -1,0 +1,1 @@
+"""What training is judged by: the loss terms and the frozen networks behind them."""

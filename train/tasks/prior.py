@@ -1,0 +1,111 @@
+"""Stage 3: the one-step prior, a LoRA on a Stable Diffusion UNet (or the small starter prior), under the multi-level loss.
+
+    accelerate launch -m train prior --config train/configs/sd21_ffhq0.9.yaml
+
+The VAE and the adapter stay frozen; the UNet sees the aligned latent itself at one fixed timestep with the empty prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lafr_core.latent.sd_prior import CONTEXT_FILE
+from lafr_core.types import Vae
+from train.config import Config
+from train.data.faces import Faces
+from train.engine.parts import OneStep, adapter_for_prior, decoder_of, lora_prior, lora_weights, new_prior, spare_memory
+from train.engine.run import Collectives, command, run
+from train.judges import losses
+from train.judges.losses import Critics
+
+log = logging.getLogger("train.tasks.prior")
+
+
+class PriorTask:
+    """Degraded picture -> encode -> adapter -> prior -> decode, held to the clean picture; only the prior learns."""
+
+    name = "prior"
+
+    def __init__(self, config: Config, vae: Vae, critics: Critics, device: torch.device, collectives: Collectives) -> None:
+        self.config, self.vae, self.critics = config, vae, critics
+        self.decode = decoder_of(vae)
+        self.adapter = adapter_for_prior(config)
+        if self.adapter is not None:
+            self.adapter.to(device)
+        if config.models.unet:
+            self.model: nn.Module = lora_prior(config, device)
+            if config.prior.checkpointing:
+                spare_memory(vae)
+        else:
+            self.model = new_prior(config, vae.spec.channels).to(device)
+        learning = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        own = sum(p.numel() for p in self.adapter.parameters()) if self.adapter is not None else 0
+        log.info("trainable parameters: prior %.3f M, with the adapter %.3f M", learning / 1e6, (learning + own) / 1e6)
+
+    def begin(self, model: nn.Module, faces: Faces, step: int) -> None:
+        """Nothing happens at certain steps only."""
+
+    def aligned(self, batch: Mapping[str, Tensor], fidelity: Tensor) -> Tensor:
+        z = self.vae.encode(batch["lq"])
+        return z if self.adapter is None else self.adapter(z, fidelity.view(-1, 1, 1, 1).to(z)).latents
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weights = self.config.loss
+        with torch.no_grad():
+            z_hq, z_al = self.vae.encode(batch["hq"]), self.aligned(batch, batch["fidelity"])
+        restored = model(z_al)
+        terms = {"latent": weights.latent * losses.latent(restored, z_hq)} if weights.latent > 0 else {}
+        if self.critics.needed(weights):
+            terms.update(losses.picture_terms(self.decode(restored), batch["hq"], self.critics, weights))
+        return terms
+
+    def finish(self) -> dict[str, float]:
+        return {}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The LoRA alone where there is one: the UNet's own weights are the user's checkpoint."""
+        if isinstance(self.model, OneStep):
+            return {f"unet.{name}": t for name, t in lora_weights(self.model.unet).items()}
+        return self.model.state_dict()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        missing, unexpected = self.model.load_state_dict(dict(weights), strict=False)
+        left = [name for name in missing if name in self.weights()]
+        if left or unexpected:
+            raise losses.CheckpointError(
+                f"prior checkpoint: does not fit this UNet, first {(left + unexpected)[0]}; use the same UNet"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What export needs to know of the UNet."""
+        if not isinstance(self.model, OneStep):
+            return {}
+        width = int(self.model.context.shape[-1])  # type: ignore[union-attr, operator]
+        return {
+            "prediction": self.model.prediction,
+            "context_dim": width,
+            "context": self.model.context.detach().float().cpu(),  # type: ignore[union-attr, operator]
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """It follows from the config and the UNet."""
+
+    def sample(self, batch: Mapping[str, Tensor]) -> Tensor:
+        z = self.aligned(batch, batch["fidelity"].new_full((len(batch["lq"]),), 0.5))
+        return self.vae.decode(self.model(z))
+
+
+def store_context(path: Any, context: Tensor) -> None:
+    """Write the empty-prompt embedding (1, tokens, width) where lafr_core.latent.sd_prior finds it."""
+    save_file({"context": context.float().cpu().contiguous()}, str(path / CONTEXT_FILE), metadata={"lafr_version": "1"})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line of this stage."""
+    command(lambda config: run(PriorTask, config), arguments, __doc__)

@@ -1,0 +1,142 @@
+"""A training checkpoint -> the slim files that hosts load.
+
+    python -m train export --checkpoint runs/sd21 --stage prior --out models/
+
+Writes, from the averaged weights: ``adapter.safetensors`` (stages codebook and adapter), ``prior.safetensors`` (starter
+prior), or for a LoRA ``lafr_lora.safetensors`` (kohya names: ComfyUI, Forge, A1111), ``lafr_lora_diffusers.safetensors``
+(``load_lora_weights``) and the empty prompt's embedding. Metadata say base model, text width, timestep and prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lafr_core.errors import LafrError
+from lafr_core.latent.lora import peft_to_kohya
+from lafr_core.latent.networks.prior import PriorNet
+from lafr_core.latent.sd_prior import CONTEXT_FILE
+from lafr_core.store import checkpoint
+from train.config import Config
+from train.engine import checkpoints
+from train.engine.parts import averaged, new_adapter, new_prior
+
+log = logging.getLogger("train.export")
+BASES = {768: "sd_v1", 1024: "sd_v2"}
+"""Text width -> what the LoRA's metadata call its base model."""
+
+
+def export(where: Path, stage: str, out: Path) -> list[Path]:
+    """Write the files of the newest ``stage`` checkpoint at ``where`` into ``out``; returns their paths. Raises
+    CheckpointError.
+    """
+    path, config, state = checkpoints.open_checkpoint(where, stage)
+    out.mkdir(parents=True, exist_ok=True)
+    notes = notes_of(path, config)
+    if stage in ("codebook", "adapter"):
+        return [export_adapter(out / "adapter.safetensors", config, state, notes)]
+    if "context" in state["task"]:
+        return export_lora(out, config, state, notes)
+    return [export_prior(out / "prior.safetensors", config, state, notes)]
+
+
+def export_adapter(file: Path, config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> Path:
+    """The adapter as lafr_core.latent.adapter opens it."""
+    weights = averaged(state)
+    network = new_adapter(config, weights["extractor.stem.weight"].shape[1])
+    network.load_state_dict(weights, strict=True)
+    checkpoint.save(file, "adapter", network, network.config, notes)
+    return file
+
+
+def export_prior(file: Path, config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> Path:
+    """The starter prior as lafr_core.latent.prior opens it."""
+    weights = averaged(state)
+    network: PriorNet = new_prior(config, weights["stem.weight"].shape[1])
+    network.load_state_dict(weights, strict=True)
+    checkpoint.save(file, "prior", network, network.config, notes)
+    return file
+
+
+def export_lora(out: Path, config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> list[Path]:
+    """The LoRA in kohya's and in diffusers' names, fp16, and the empty prompt's embedding."""
+    tensors = {name.removeprefix("unet."): t for name, t in averaged(state).items()}
+    task, stage = state["task"], config.prior
+    metadata = {
+        **notes,
+        "base_model": BASES.get(task["context_dim"], "other"),
+        "context_dim": str(task["context_dim"]),
+        "timestep": str(stage.timestep),
+        "prediction": str(task["prediction"]),
+        "rank": str(stage.rank),
+        "alpha": str(stage.alpha),
+        "modelspec.title": f"LAFR one-step face restoration ({config.name})",
+        # kohya's own names, which some loaders show
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(stage.rank),
+        "ss_network_alpha": str(stage.alpha),
+    }
+    files = {
+        "lafr_lora.safetensors": {k: t.half() for k, t in peft_to_kohya(tensors, stage.alpha).items()},
+        "lafr_lora_diffusers.safetensors": to_diffusers(tensors, stage.alpha / stage.rank),
+        CONTEXT_FILE: {"context": task["context"].half()},
+    }
+    for name, content in files.items():
+        write(out / name, content, metadata)
+    return [out / name for name in files]
+
+
+def to_diffusers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """peft parameter names -> what diffusers' ``load_lora_weights`` reads (``unet.<path>.lora_A.weight``), fp16.
+
+    diffusers takes alpha = rank where a file holds no alpha, so the scale is multiplied into B.
+    """
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        scaled = tensor * scale if ".lora_B." in name else tensor
+        out["unet." + name.replace(".default.", ".")] = scaled.half()
+    return out
+
+
+def write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write safetensors under a temporary name and rename."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    os.close(handle)
+    try:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=dict(metadata))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def notes_of(path: Path, config: Config) -> dict[str, str]:
+    """Where the weights come from, as metadata for people."""
+    run = checkpoints.run_of(path)
+    chosen = {key: run.get(key) for key in ("stage", "step", "seed", "revision", "manifest")}
+    return {"training": json.dumps(chosen, sort_keys=True), "run": config.name}
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m train export", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="run folder, stage folder or one step_… folder")
+    parser.add_argument("--stage", choices=("codebook", "adapter", "prior"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    args = parser.parse_args(given)
+    try:
+        for file in export(args.checkpoint, args.stage, args.out):
+            print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
+    except (LafrError, OSError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        sys.exit(1)

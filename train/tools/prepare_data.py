@@ -1,0 +1,149 @@
+"""Photos -> aligned FFHQ-512 faces with a manifest.
+
+    python -m train prepare SRC DST [--min-face 160] [--min-sharpness 0.0002] [--detector auto]
+
+Every face of every photo is detected, cropped at the FFHQ template and written as PNG, unless it is too small or too blurred
+to learn from. ``manifest.csv`` in DST lists file, sha256, source, its sha256, face size, sharpness and landmarks;
+``dropped.csv`` lists what was left out and why. Corrupt files and photos without a face are among the latter, by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from lafr_core.errors import InputError, LafrError
+from lafr_core.faces.crop import crop, place
+from lafr_core.faces.detect import detect_faces
+from lafr_core.faces.detectors import open_detector
+from lafr_core.settings import RestoreSettings
+from lafr_core.types import Detector, Face
+from train.data.faces import SUFFIXES
+
+log = logging.getLogger("train.tools.prepare_data")
+COLUMNS = ("file", "sha256", "source", "source_sha256", "size", "sharpness", "landmarks")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a face must have to be worth learning from."""
+
+    size: float = 160.0
+    """Longer side of the face's box in the photo, pixels."""
+    sharpness: float = 2e-4
+    """See :func:`sharpness`."""
+
+
+def sharpness(crop: Tensor) -> float:
+    """Variance of the Laplacian of the luma of a crop (3, S, S) in [0, 1] (Pech-Pacheco et al. 2000): about 1e-3 for a sharp
+    face, below 1e-4 for a blurred or enlarged one.
+    """
+    luma = (crop * crop.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)[None, None]
+    kernel = crop.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[None, None]
+    return float(F.conv2d(luma, kernel).var())
+
+
+def photos(source: Path) -> list[Path]:
+    """All pictures below ``source``, sorted. Raises InputError when there are none."""
+    found = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise InputError(f"{source}: no pictures in it or below ({', '.join(SUFFIXES)}); check the folder")
+    return found
+
+
+def read(path: Path) -> Tensor:
+    """(1, 3, H, W) in [0, 1], upright. Raises OSError or ValueError for a file that does not decode."""
+    with Image.open(path) as image:
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def faces_of(path: Path, detector: Detector, limits: Limits) -> Iterator[tuple[Face, Tensor, float, str]]:
+    """Every face of a photo: the placed face, its crop, its sharpness, and why it is dropped ("" = kept)."""
+    image = read(path)
+    for face in detect_faces(image, detector, RestoreSettings()):
+        placed = place(face)
+        pixels = crop(image[0], placed)
+        sharp = sharpness(pixels)
+        reason = ""
+        if face.size < limits.size:
+            reason = f"face of {face.size:.0f} px, less than {limits.size:.0f}"
+        elif sharp < limits.sharpness:
+            reason = f"sharpness {sharp:.6f}, less than {limits.sharpness}"
+        yield placed, pixels, sharp, reason
+
+
+def prepare(source: Path, target: Path, detector: Detector, limits: Limits) -> Counter[str]:
+    """Fill ``target``; returns how many faces and photos were kept and dropped, by kind."""
+    target.mkdir(parents=True, exist_ok=True)
+    kept: list[dict[str, object]] = []
+    dropped: list[tuple[str, str]] = []
+    count: Counter[str] = Counter()
+    for path in photos(source):
+        name = path.relative_to(source).as_posix()
+        try:
+            faces = list(faces_of(path, detector, limits))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            dropped.append((name, f"cannot be decoded ({error})"))
+            count["corrupt"] += 1
+            continue
+        if not faces:
+            dropped.append((name, "no face found"))
+            count["without a face"] += 1
+        for number, (face, pixels, sharp, reason) in enumerate(faces):
+            if reason:
+                dropped.append((f"{name} face {number}", reason))
+                count["too small" if reason.startswith("face of") else "too blurred"] += 1
+                continue
+            file = f"{name.replace('/', '__').rsplit('.', 1)[0]}_{number}.png"
+            Image.fromarray((pixels.permute(1, 2, 0).numpy() * 255 + 0.5).clip(0, 255).astype(np.uint8)).save(target / file)
+            landmarks = " ".join(f"{x:.2f},{y:.2f}" for x, y in face.landmarks)
+            values = (file, digest(target / file), name, digest(path), f"{face.size:.1f}", f"{sharp:.6f}", landmarks)
+            kept.append(dict(zip(COLUMNS, values, strict=True)))
+            count["kept"] += 1
+    with (target / "manifest.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, COLUMNS)
+        writer.writeheader()
+        writer.writerows(kept)
+    with (target / "dropped.csv").open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([("source", "reason"), *dropped])
+    return count
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m train prepare", description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--min-face", type=float, default=Limits.size, help="smallest face in the photo, pixels")
+    parser.add_argument("--min-sharpness", type=float, default=Limits.sharpness, help="smallest variance of the Laplacian")
+    parser.add_argument("--detector", default="auto")
+    parser.add_argument("--detector-weights", type=Path)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(given)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        detector = open_detector(args.detector, weights=args.detector_weights, device=torch.device(args.device))
+        count = prepare(args.source, args.target, detector, Limits(args.min_face, args.min_sharpness))
+    except LafrError as error:
+        print(f"prepare_data: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(", ".join(f"{number} {kind}" for kind, number in sorted(count.items())), f"-> {args.target}")
+    if not count["kept"]:
+        sys.exit("prepare_data: no face was kept; dropped.csv says why for each photo")

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lafr_core import models
 from lafr_core.errors import CheckpointError, InputError, MissingPackageError
 from lafr_core.faces.crop import crop_faces, place
 from lafr_core.faces.detect import detect_faces
 from lafr_core.images import photos
 from lafr_core.latent import guidance
+from lafr_core.models import open_models
 from lafr_core.pipeline import ignore_progress
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Models, Sampler
@@ -86,7 +86,7 @@ def starter_parts(settings: RestoreSettings) -> Models:
     with CACHE.lock:
         if CACHE.models is None or CACHE.key != key:
             CACHE.clear()
-            CACHE.key, CACHE.models = key, models.open_models(settings, device=key[2])
+            CACHE.key, CACHE.models = key, open_models(settings, device=key[2])
         return CACHE.models
 
 

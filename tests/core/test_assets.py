@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from lafr_core.errors import CheckpointError, DownloadError
+import lafr_core
+from lafr_core.errors import CheckpointError, DownloadError, InputError
 from lafr_core.store import assets
 from lafr_core.store.assets import Asset
 
@@ -215,7 +217,15 @@ def test_the_table_is_well_formed() -> None:
         assert all(url.startswith("https://") and url.endswith(name) for url in row.urls)
 
 
+def test_samples_are_pictures_of_the_repository() -> None:
+    for name in assets.SAMPLES:
+        with Image.open(assets.sample(name)) as image:
+            assert image.format == "JPEG" and min(image.size) >= 400
+    with pytest.raises(InputError, match="expected one of portrait, group, got 'cat'"):
+        assets.sample("cat")
+
+
 def test_bundled_is_beside_the_library() -> None:
-    assert assets.bundled("prior") == Path(assets.__file__).parent / "weights" / "prior.safetensors"
+    assert assets.bundled("prior") == Path(lafr_core.__file__).parent / "weights" / "prior.safetensors"
     with pytest.raises(CheckpointError, match="expected one of detector, vae, adapter, prior, embedder, got 'net'"):
         assets.bundled("net")

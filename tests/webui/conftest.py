@@ -33,5 +33,5 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
         return made
 
     engine.CACHE.clear()
-    monkeypatch.setattr(engine.starter, "open_models", open_models)
+    monkeypatch.setattr(engine, "open_models", open_models)
     return type("Opened", (), {"parts": made, "opened": opened})

@@ -158,7 +158,7 @@ def test_an_exception_fails_one_picture_and_no_more(webui, parts, monkeypatch, e
             pp.info["After"] = "ran"
 
     runner = webui.runner(After)
-    monkeypatch.setattr(engine.starter, "open_models", fail)
+    monkeypatch.setattr(engine, "open_models", fail)
     image = photo()
     pp = webui.run(image, {"enable": True}, runner)
     assert pp.image is image and pp.info["After"] == "ran"
@@ -252,7 +252,7 @@ def test_inside_generation_the_models_are_still_ordinary(webui, parts, monkeypat
         return made[-1]
 
     runner = webui.runner()
-    monkeypatch.setattr(engine.starter, "open_models", open_models)
+    monkeypatch.setattr(engine, "open_models", open_models)
     seen = []
     plain = type(toy_parts().vae).decode
     monkeypatch.setattr(type(toy_parts().vae), "decode", lambda self, z: seen.append(autocast_on()) or plain(self, z))
@@ -339,7 +339,7 @@ webui = Webui(Patch(), False)
 (script,) = webui.load()
 sys.path.remove({str(ROOT)!r})
 from lafr_webui import engine
-engine.starter.open_models = lambda settings, *, device: toy_parts()
+engine.open_models = lambda settings, *, device: toy_parts()
 instance = script()
 instance.ui()
 webui.callbacks["ui_settings"][0]()

@@ -55,7 +55,7 @@ def test_generation_goes_on_when_it_fails(webui, parts, monkeypatch):
         raise RuntimeError("broken weights")
 
     webui.load()
-    monkeypatch.setattr(engine.starter, "open_models", fail)
+    monkeypatch.setattr(engine, "open_models", fail)
     array = np.asarray(photo())
     assert webui.shared.face_restorers[-1].restore(array) is array
     assert any("broken weights" in text for text in webui.shown)

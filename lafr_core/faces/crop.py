@@ -21,18 +21,18 @@ def place(face: Face) -> Face:
     return replace(face, matrix=similarity(face.landmarks, FFHQ_TEMPLATE))
 
 
-def crop(image: Tensor, face: Face, size: int = CROP_SIZE) -> Tensor:
+def crop(image: Tensor, face: Face) -> Tensor:
     """The face's crop.
 
-    Convention: image (3, H, W) float in [0, 1] -> (3, size, size), same dtype and device. ``face.matrix`` must be set (see
-    :func:`place`) and maps to a 512 crop; other sizes scale it. Pixels beyond the photo's border repeat the border.
-    Faces larger than the crop are low-pass filtered first, so fine texture does not alias.
+    Convention: image (3, H, W) float in [0, 1] -> (3, 512, 512), same dtype and device. ``face.matrix`` must be set (see
+    :func:`place`). Pixels beyond the photo's border repeat the border. Faces larger than the crop are low-pass filtered
+    first, so fine texture does not alias.
     """
     if image.ndim != 3:
         raise InputError(f"crop: expected one image (C, H, W), got {tuple(image.shape)}")
     if face.matrix is None:
         raise InputError("crop: the face has no matrix; call lafr_core.faces.crop.place(face) first")
-    return warp(image, _scaled(face.matrix, size), size)
+    return warp(image, face.matrix, CROP_SIZE)
 
 
 def crop_faces(images: Tensor, faces: Sequence[Face]) -> Tensor:
@@ -79,11 +79,3 @@ def template_crops(crops: Tensor, template: Sequence[Point], size: int) -> Tenso
     grid = torch.stack([(sx + 0.5) * 2 / side - 1, (sy + 0.5) * 2 / side - 1], dim=-1)
     grid = grid[None].expand(crops.shape[0], -1, -1, -1)
     return F.grid_sample(crops, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def _scaled(matrix: Matrix, size: int) -> Matrix:
-    """``matrix`` to a 512 crop -> the same to a crop of ``size``, pixel centres kept."""
-    k = size / CROP_SIZE
-    shift = 0.5 * k - 0.5
-    (a, b, c), (d, e, f) = matrix
-    return ((a * k, b * k, c * k + shift), (d * k, e * k, f * k + shift))

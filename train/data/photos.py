@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +79,3 @@ def aligned_crop(pixels: NDArray[np.uint8], matrix: Matrix) -> Tensor:
     """Photo (H, W, 3) uint8 -> crop (3, 512, 512) float in [0, 1]."""
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
     return warp(image, matrix, CROP_SIZE)
-
-
-def validation_crops(photos: Sequence[Portrait]) -> Tensor:
-    """The exactly aligned crops (N, 3, 512, 512) of all photos."""
-    return torch.stack([aligned_crop(load_pixels(photo), photo.matrix) for photo in photos])

@@ -36,7 +36,13 @@ def test_the_registry_accepts_the_project() -> None:
     ]
 
 
-LISTS = ("requirements.txt", "requirements-detectors.txt", "requirements-train.txt", "requirements-dev.txt")
+LISTS = (
+    "requirements.txt",
+    "requirements-detectors.txt",
+    "requirements-formats.txt",
+    "requirements-train.txt",
+    "requirements-dev.txt",
+)
 
 
 def requirements(name: str) -> list[str]:
@@ -61,9 +67,9 @@ def test_restoring_needs_nothing_heavy() -> None:
 
 def test_the_extras_are_the_requirements_files() -> None:
     extras: dict[str, list[str]] = project()["project"]["optional-dependencies"]  # type: ignore[index]
-    for name in ("detectors", "train"):
+    for name in ("detectors", "formats", "train"):
         assert extras[name] == [line for line in requirements(f"requirements-{name}.txt") if not line.startswith("-r")]
-    assert extras["all"] == ["lafr[detectors,train]"]
+    assert extras["all"] == ["lafr[detectors,formats,train]"]
 
 
 def test_no_file_is_a_program_by_accident() -> None:

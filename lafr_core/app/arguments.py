@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..images import photos
+from ..images.photos import MAX_PIXELS, Photo
 from ..models import DEVICES, open_models, prior_note
 from ..settings import RestoreSettings, options
 from ..types import Box, Models
-from .batch import say
+from .jobs import Job, plan
+from .journal import Journal, absolute
+from .terminal import say
 
 Commands = Any
 """What ``add_subparsers`` returns; argparse keeps the type to itself."""
@@ -25,8 +30,45 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (auto: CUDA, else MPS, else CPU)")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what happened to each input")
     parser.add_argument(
-        "--resume", action="store_true", help="skip inputs whose result is there (and recorded as done in --report)"
+        "--resume",
+        action="store_true",
+        help="go on with an earlier run: what was made of the same source with the same settings and models is left alone",
     )
+    add_overwrite(parser)
+    parser.add_argument("--salvage", action="store_true", help="of files that are cut short, restore what can be decoded")
+    parser.add_argument(
+        "--max-pixels",
+        type=pixels,
+        metavar="N",
+        help=f"refuse larger photos; megapixels with an M, such as 400M (default: {MAX_PIXELS // 1_000_000}M)",
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already (an input never is)")
+
+
+def jobs_of(args: argparse.Namespace, command: str, suffix: Callable[[Path], str] = lambda source: ".png") -> Inputs:
+    """What the inputs name, less what earlier runs have made, and the journal of OUT."""
+    journal = Journal.open(args.out)
+    before = journal.outputs_by_source(command)
+    jobs = plan(
+        args.inputs,
+        args.out,
+        recursive=args.recursive,
+        suffix=suffix,
+        earlier=lambda source: before.get(absolute(source)),
+        is_result=journal.made,
+    )
+    return Inputs(jobs, journal)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a command works on."""
+
+    jobs: list[Job]
+    journal: Journal
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +104,11 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
             )
 
 
+def reader(args: argparse.Namespace) -> Callable[[Path], Photo]:
+    """What reads a photo the way the arguments say."""
+    return lambda path: photos.read(path, salvage=args.salvage, max_pixels=args.max_pixels)
+
+
 def settings_of(args: argparse.Namespace) -> RestoreSettings:
     """The settings that the arguments name; the others are the defaults."""
     return RestoreSettings.from_mapping({name: value for name, value in vars(args).items() if name in options()})
@@ -81,6 +128,14 @@ def models_of(args: argparse.Namespace, settings: RestoreSettings, device: torch
     if note := prior_note(models):
         say(f"lafr: {note}")
     return models
+
+
+def pixels(text: str) -> int:
+    """'400M' or '400000000' -> 400000000."""
+    number = text[:-1] if text[-1:] in ("M", "m") else text
+    if not (number.isdecimal() and number.isascii() and 0 < int(number) <= 10**12):
+        raise argparse.ArgumentTypeError(f"expected a number of pixels such as 400M, got {text!r}")
+    return int(number) * (1 if number == text else 1_000_000)
 
 
 def box(text: str) -> Box:

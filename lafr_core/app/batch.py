@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,52 @@ from .. import __version__
 from ..errors import InputError, LafrError
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 from ..images import photos
+from ..images.photos import Photo
 from ..models import device_name
 from ..pipeline import restore_crops, restore_faces
 from ..settings import RestoreSettings
+from ..store.outputs import Outputs
 from ..types import Box, Face, Models
 from . import report
 from .jobs import Job
+from .journal import Entry, Journal, absolute
 from .processes import Processes
 from .report import Record, Report
+from .terminal import progress_bar, say
 
-Worker = Callable[[Job], Record]
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one input, and how to put its result into a file."""
+
+    record: Record
+    save: Callable[[Path], None]
+    """Writes the result to the path it is given. Raises LafrError or OSError."""
 
 
-def restore_photo(job: Job, models: Models, settings: RestoreSettings, boxes: Sequence[Box] | None = None) -> Record:
-    """Restore the faces of one photo file. Raises LafrError when it cannot be read or written."""
-    photo = photos.read(job.source)
+Worker = Callable[[Job], Made]
+Reader = Callable[[Path], Photo]
+
+
+def restore_photo(
+    job: Job, models: Models, settings: RestoreSettings, boxes: Sequence[Box] | None = None, read: Reader = photos.read
+) -> Made:
+    """Restore the faces of one photo file. Raises LafrError when it cannot be read."""
+    photo = read(job.source)
     result = restore_faces(photo.pixels[None], models, settings, boxes=[boxes] if boxes else None)
-    photos.write(job.output, replace(photo, pixels=result.images[0]))
+    restored = replace(photo, pixels=result.images[0])
     status = "restored" if result.faces else "no_face"
     notes = [*photo.notes, *result.left_out(0, settings), *identity_warnings(result.faces, settings)]
-    return record(job, status, result.faces, notes)
+    return Made(record(job, status, result.faces, notes), lambda path: photos.write(path, restored))
 
 
-def restore_crop(job: Job, models: Models, settings: RestoreSettings) -> Record:
+def restore_crop(job: Job, models: Models, settings: RestoreSettings, read: Reader = photos.read) -> Made:
     """Restore one face crop at the FFHQ template: the whole picture is the face, blended by ``strength``, no mask.
 
     A square of another size is scaled to 512 for the networks and back, with a warning in the record. Raises InputError for
     pictures that are not square.
     """
-    photo = photos.read(job.source)
+    photo = read(job.source)
     side, width = photo.pixels.shape[-2:]
     if side != width:
         raise InputError(f"{job.source}: expected a square face crop with --aligned, got {width}x{side}; leave --aligned out")
@@ -64,8 +81,8 @@ def restore_crop(job: Job, models: Models, settings: RestoreSettings) -> Record:
     # The change is scaled back, not the picture: what the networks left alone stays as sharp as it was.
     change = _resized(restored - crops, side)
     result = (pixels + settings.strength * change).clamp(0, 1) if settings.strength > 0 else pixels
-    photos.write(job.output, replace(photo, pixels=result[0]))
-    return record(job, "restored", faces, [*notes, *identity_warnings(faces, settings)])
+    made = record(job, "restored", faces, [*notes, *identity_warnings(faces, settings)])
+    return Made(made, lambda path: photos.write(path, replace(photo, pixels=result[0])))
 
 
 def identity_warnings(faces: Iterable[Face], settings: RestoreSettings) -> list[str]:
@@ -95,14 +112,22 @@ class Run:
     command: str
     jobs: Sequence[Job]
     settings: RestoreSettings
+    made_with: Mapping[str, Any]
+    """Whatever decides what a result looks like: settings, models, options. A result made with other values is made again."""
     open_worker: Callable[[Processes], Worker]
     """Called once, in each process that has something to do: opens the models, returns what does one job."""
+    journal: Journal
     report: Path | None = None
     resume: bool = False
+    overwrite: bool = False
 
 
 def carry_out(run: Run, processes: Processes) -> int:
-    """Do this process's share of the inputs, report, and return the exit code. A stop leaves whole files and a valid report."""
+    """Do this process's share of the inputs, report, and return the exit code. A stop leaves whole files and a valid report.
+
+    Raises InputError, before any work, when a result or the report would replace a file that this run, or the run that it
+    resumes, did not make.
+    """
     header = {
         "lafr": __version__,
         "command": run.command,
@@ -110,32 +135,74 @@ def carry_out(run: Run, processes: Processes) -> int:
         "processes": processes.count,
         "settings": asdict(run.settings),
     }
-    known = _earlier(run, header)
     mine = processes.share(run.jobs)
-    todo = [job for job in mine if not (run.resume and _is_done(job, known))]
-    results = Report(header, _own_report(run, processes), _kept(run, processes, known or {}))
+    done = {job.output: entry for job in mine if run.resume and (entry := _earlier(run, job)) is not None}
+    todo = [job for job in mine if job.output not in done]
+    outputs = _outputs(run)
+    own_report = _own_report(run, processes)
+    reports = [path for path in dict.fromkeys((own_report, run.report)) if path is not None]
+    outputs.check(*(job.output for job in todo if _can_be_tried(job)), *reports)
+    results = Report(header, own_report, outputs)
+    for job in mine:
+        if job.output in done:
+            results.entries[str(job.source)] = {**done[job.output].record, "input": str(job.source), "output": str(job.output)}
+    journal = replace(run.journal, process=processes.index)
     try:
-        _work(run, todo, processes, results)
+        _work(run, todo, processes, results, journal)
     except KeyboardInterrupt:
-        results.save()
+        _saved(results)
         say(f"lafr: stopped after {results.count(*report.DONE)} inputs; the same command with --resume goes on")
         return 130
-    results.save(finished=True)
-    return _finish(run, processes, results, skipped=len(mine) - len(todo))
+    whole = _saved(results, finished=True)
+    return max(_finish(run, processes, results, skipped=len(done)), 0 if whole else 1)
 
 
-def _work(run: Run, jobs: Sequence[Job], processes: Processes, results: Report) -> None:
-    from tqdm import tqdm
+def _earlier(run: Run, job: Job) -> Entry | None:
+    """The journal's entry where the job's result is there and doing it again would change nothing."""
+    entry = run.journal.of_output(job.output)
+    return entry if entry is not None and entry.is_result_of(job.source, run.command, run.made_with) else None
 
+
+def _outputs(run: Run) -> Outputs:
+    def ours(path: Path) -> bool:
+        entry = run.journal.of_output(path)
+        if run.report is not None and path in (run.report, *report.parts(run.report)):
+            return run.resume and report.is_report(path)
+        mine = entry is not None and entry.source == sources.get(absolute(path)) and entry.command == run.command
+        return run.resume and mine
+
+    sources = {absolute(job.output): absolute(job.source) for job in run.jobs}
+    hint = "--overwrite replaces it, or choose another -o"
+    if not run.resume:
+        hint = f"--resume goes on where an earlier run stopped, {hint}"
+    return Outputs([job.source for job in run.jobs], overwrite=run.overwrite, ours=ours, hint=hint)
+
+
+def _can_be_tried(job: Job) -> bool:
+    return job.problem is None and job.unopened is None
+
+
+def _saved(results: Report, finished: bool = False) -> bool:
+    """Write the report; False, with a sentence, where that fails: what is done stays done."""
+    try:
+        results.save(finished)
+    except LafrError as error:
+        say(f"lafr: {error}")
+        return False
+    return True
+
+
+def _work(run: Run, jobs: Sequence[Job], processes: Processes, results: Report, journal: Journal) -> None:
     worker = _opened(run, jobs, processes)
-    hidden = not (sys.stderr.isatty() and processes.first)
-    with tqdm(jobs, desc=run.command, unit="photo", disable=hidden, file=sys.stderr) as bar:
+    with progress_bar(jobs, run.command, shown=sys.stderr.isatty() and processes.first) as bar:
         for job in bar:
-            done = _attempt(job, worker)
-            results.add(done)
-            if done.status == report.FAILED:
+            done = _attempt(job, worker, run, results.outputs, journal)
+            if not results.add(done):
+                bar.write(f"lafr: {results.path}: the report cannot be written at the moment; the photos are", file=sys.stderr)
+            if done.status in (report.FAILED, report.UNOPENED):
+                word = "failed" if done.status == report.FAILED else "not opened"
                 reason = done.reason or ""
-                bar.write(f"lafr: failed: {reason if done.input in reason else f'{done.input}: {reason}'}", file=sys.stderr)
+                bar.write(f"lafr: {word}: {reason if done.input in reason else f'{done.input}: {reason}'}", file=sys.stderr)
             for warning in done.warnings:
                 bar.write(f"lafr: {done.input}: {warning}", file=sys.stderr)
 
@@ -144,24 +211,34 @@ def _opened(run: Run, jobs: Sequence[Job], processes: Processes) -> Worker | Non
     """The models, opened by the first process before the others: what one has to download, the others then find."""
     if not processes.first:
         processes.wait()
-    worker = run.open_worker(processes) if any(job.problem is None for job in jobs) else None
+    worker = run.open_worker(processes) if any(map(_can_be_tried, jobs)) else None
     if processes.first:
         processes.wait()
     return worker
 
 
-def _attempt(job: Job, worker: Worker | None) -> Record:
+def _attempt(job: Job, worker: Worker | None, run: Run, outputs: Outputs, journal: Journal) -> Record:
     """The job's record, whatever happens to it: one bad input must not end the run."""
     start = time.perf_counter()
     try:
+        if job.unopened is not None:
+            return Record(str(job.source), report.UNOPENED, reason=job.unopened)
         if job.problem is not None or worker is None:
             raise InputError(f"{job.source}: {job.problem}")
-        job.output.parent.mkdir(parents=True, exist_ok=True)
-        done = worker(job)
+        made = worker(job)
+        done = replace(made.record, seconds=time.perf_counter() - start)
+        with outputs.writing(job.output) as temporary:
+            made.save(temporary)
+            journal.note(run.command, job.source, job.output, temporary, run.made_with, done.as_dict())
+        return replace(done, seconds=time.perf_counter() - start)
     except torch.cuda.OutOfMemoryError:
         done = _failed(job, "the GPU's memory does not suffice; lower --batch-size or use --device cpu")
     except LafrError as error:
         done = _failed(job, str(error))
+    except OSError as error:  # a full disk, a folder that has gone, no permission
+        done = _failed(job, f"{job.output}: cannot be written ({error.strerror or error})")
+    except MemoryError:
+        done = _failed(job, "the memory does not suffice; scale the picture down")
     except Exception as error:  # a fault of ours or of a library: named, and the rest goes on
         done = _failed(job, f"{type(error).__name__}: {error}")
     return replace(done, seconds=time.perf_counter() - start)
@@ -176,8 +253,11 @@ def _finish(run: Run, processes: Processes, results: Report, skipped: int) -> in
     processes.wait()
     if processes.first:
         if run.report is not None and processes.count > 1:
-            results.entries = report.merge(run.report, results.header, processes.count)
-        words = {"restored": "restored", "detected": "with faces", "no_face": "without a face", report.FAILED: "failed"}
+            results.entries = report.merge(run.report, results.header, processes.count, _outputs(run))
+        words = {
+            "restored": "restored", "detected": "with faces", "no_face": "without a face", report.FAILED: "failed",
+            report.UNOPENED: "not opened",
+        }  # fmt: skip
         counts = [f"{results.count(status)} {word}" for status, word in words.items() if results.count(status)]
         past = f" ({skipped} were done already)" if skipped else ""
         say(f"lafr: {', '.join(counts) or 'nothing left to do'}{past}; {results.header['device']}")
@@ -190,30 +270,3 @@ def _own_report(run: Run, processes: Processes) -> Path | None:
     if run.report is None or processes.count == 1:
         return run.report
     return report.part(run.report, processes.index)
-
-
-def _earlier(run: Run, header: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
-    """Entries of an earlier run by input, or None where nothing is to be resumed or no report tells of it."""
-    if not run.resume or run.report is None:
-        return None
-    if run.report.is_file() and report.read(run.report).get("settings") != header["settings"]:
-        say(f"lafr: {run.report} was made with other settings; photos done then are kept as they are")
-    return report.earlier(run.report) or None
-
-
-def _is_done(job: Job, known: dict[str, dict[str, Any]] | None) -> bool:
-    recorded = known is None or known.get(str(job.source), {}).get("status") in report.DONE
-    return recorded and job.output.is_file()
-
-
-def _kept(run: Run, processes: Processes, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The earlier entries that this process carries on: those of its own share, and the first one those of nobody's."""
-    everyone = {str(job.source) for job in run.jobs}
-    own = {str(job.source) for job in processes.share(run.jobs)}
-    return {name: entry for name, entry in known.items() if name in own or (processes.first and name not in everyone)}
-
-
-def say(message: str) -> None:
-    """One line for the person at the terminal; stdout stays free for results."""
-    sys.stderr.write(message + "\n")
-    sys.stderr.flush()

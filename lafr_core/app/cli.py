@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from .. import __version__
 from ..errors import LafrError
-from .batch import say
 from .commands import compare, demo, detect, restore
+from .terminal import say
 
 COMMANDS = (restore, detect, compare, demo)
 """Each has ``add(commands)``, which describes itself and sets ``run(args) -> exit code``."""
@@ -23,12 +24,22 @@ COMMANDS = (restore, detect, compare, demo)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2 on wrong usage)."""
-    args = build_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if broken := next((text for text in given if "\0" in text), None):
+        say(f"lafr: {broken!r}: expected arguments without NUL characters; check the script that made them")
+        return 2
+    args = build_parser().parse_args(given)
     try:
         with _stoppable():
             return int(args.run(args))
     except LafrError as error:
         say(f"lafr: {error}")
+        return 2
+    except BrokenPipeError:  # the reader of our figures has heard enough
+        sys.stdout = None  # type: ignore[assignment]
+        return 1
+    except OSError as error:
+        say(f"lafr: {error.filename or 'a file'}: {error.strerror or error}; check the disk and the permissions")
         return 2
     except KeyboardInterrupt:
         say("lafr: stopped")

@@ -19,10 +19,14 @@ from ..models import device_name
 from ..pipeline import RestoredBatch, restore_faces
 from ..settings import RestoreSettings
 from ..store.assets import sample
-from ..store.atomic import atomic
+from ..store.outputs import Outputs
 from ..types import Face, Models
+from .output import save_png
 
 SEED = 2025
+PICTURES = ("original.png", "before.png", "after.png", "sheet.png")
+"""What the demo writes."""
+
 # Where the face is in the portrait, to measure the same pixels before and after; the restoration must find it by itself.
 PORTRAIT = Face(
     box=(225.3, 121.5, 424.9, 359.6),
@@ -49,15 +53,14 @@ def spoil(photo: Tensor, face: Face, severity: str) -> Tensor:
     return torch.from_numpy(spoilt).permute(2, 0, 1).contiguous()
 
 
-def run_demo(out: Path, models: Models, settings: RestoreSettings, severity: str) -> RestoredBatch:
-    """Degrade, restore, write four pictures into ``out``, print the figures. Returns the restoration."""
+def run_demo(out: Path, models: Models, settings: RestoreSettings, severity: str, outputs: Outputs) -> RestoredBatch:
+    """Degrade, restore, write PICTURES into ``out``, print the figures. Returns the restoration."""
     original = portrait()
     before = spoil(original, PORTRAIT, severity)
     result = restore_faces(before[None], models, settings)
     after = result.images[0]
-    out.mkdir(parents=True, exist_ok=True)
     for name, picture in (("original", original), ("before", before), ("after", after)):
-        photos.write(out / f"{name}.png", Photo(picture))
+        save_png(outputs, out / f"{name}.png", photos.to_pil(Photo(picture)))
     versions = (before, after, original)
     x0, y0, x1, y1 = PORTRAIT.box
     rows = [
@@ -65,8 +68,7 @@ def run_demo(out: Path, models: Models, settings: RestoreSettings, severity: str
         Row("the face, 512 pixels wide", tuple(crop(version, place(PORTRAIT)) for version in versions), focus=(255.5, 290.0)),
     ]
     page = sheet(("before", "after", "original"), rows)
-    with atomic(out / "sheet.png") as temporary:
-        page.save(temporary, format="PNG")
+    save_png(outputs, out / "sheet.png", page)
     print(f"{len(result.faces)} face(s) found by {models.detector.name} on {device_name(models.device)}")
     print(figures(before, after, original, models))
     print(f"pictures: {out}/before.png, after.png, original.png, sheet.png")

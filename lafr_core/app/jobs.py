@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from ..errors import InputError
-from ..images.photos import SUFFIXES
+from ..images.formats import SUFFIXES, UNOPENED, regular_file
 
 
 @dataclass(frozen=True)
@@ -20,64 +21,126 @@ class Job:
     source: Path
     output: Path
     problem: str | None = None
-    """Why the input cannot even be tried: missing, or a folder that cannot be read."""
+    """Why the input cannot even be tried: missing, no regular file, a folder that cannot be read."""
+    unopened: str | None = None
+    """What would read this picture of a folder, which is of a format that is not opened; listed, and no failure."""
 
 
-def plan(inputs: Sequence[str], out: Path, *, recursive: bool = False) -> list[Job]:
-    """Files, folders and globs -> jobs writing ``out/<relative path>.png``, in the order given, folders sorted by name.
+@dataclass(frozen=True)
+class Found:
+    """One input, and the name below the output folder that follows from where it was found."""
 
-    A file keeps its name, a file of a folder its path below that folder, a file of a glob its path below the glob's fixed part.
-    Inputs whose names differ in the suffix only (``a.jpg``, ``a.png``) keep it (``a.jpg.png``, ``a.png.png``); what still
-    collides is numbered. Of folders only image suffixes are taken, no hidden files, and nothing inside ``out``. Raises
-    InputError when an output would overwrite an input, or when there is nothing to do.
+    source: Path
+    relative: PurePath
+    problem: str | None = None
+    unopened: str | None = None
+
+
+def plan(
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    recursive: bool = False,
+    suffix: Callable[[Path], str] = lambda source: ".png",
+    earlier: Callable[[Path], Path | None] = lambda source: None,
+    is_result: Callable[[Path], bool] = lambda path: False,
+) -> list[Job]:
+    """Files, folders and globs -> jobs writing ``out/<relative path><suffix>``, in the order given, folders sorted by name.
+
+    A file keeps its name, a file of a folder its path below that folder, a file of a glob its path below the glob's fixed
+    part; of several folders each keeps its own name (``out/album/...``). Inputs whose names differ in the suffix only
+    (``a.jpg``, ``a.png``) keep it (``a.jpg.png``, ``a.png.png``); what still collides is numbered. ``earlier`` tells the result
+    that a source had before, and goes first. Of folders and globs only image suffixes are taken, no hidden files, nothing
+    inside ``out`` when it lies in a folder, and none of ``is_result``. Raises InputError when an output is an input, or when
+    there is nothing to do.
     """
-    found: list[tuple[Path, PurePath, str | None]] = []
-    seen: set[Path] = set()
+    found: list[Found] = []
+    seen: set[str] = set()
+    albums = _albums(inputs)
     for text in inputs:
-        for source, relative, problem in _expand(text, out, recursive):
-            if source.resolve() not in seen:
-                seen.add(source.resolve())
-                found.append((source, relative, problem))
+        for one in _expand(text, out, recursive, albums.get(text, PurePath()), is_result):
+            key = os.path.realpath(one.source)
+            if key not in seen:
+                seen.add(key)
+                found.append(one)
     if not found:
         deeper = "" if recursive else "; add -r to search subfolders"
         raise InputError(f"no image files in {', '.join(map(repr, inputs))}{deeper}")
-    names = _unique([relative for _, relative, _ in found])
-    jobs = [Job(source, out / name, problem) for (source, _, problem), name in zip(found, names, strict=True)]
+    names = _names(found, out, suffix, earlier)
+    jobs = [Job(one.source, out / name, one.problem, one.unopened) for one, name in zip(found, names, strict=True)]
     for job in jobs:
-        if job.output.resolve() in seen:
+        if job.problem is None and job.unopened is None and os.path.realpath(job.output) in seen:
             raise InputError(f"{job.output}: the result would overwrite this input; choose another output folder with -o")
     return jobs
 
 
-def _expand(text: str, out: Path, recursive: bool) -> Iterator[tuple[Path, PurePath, str | None]]:
-    """(source, name below the output folder, problem) of one argument."""
+def _albums(inputs: Sequence[str]) -> dict[str, PurePath]:
+    """The name that each of several folders keeps in the output folder; none for a folder that stands alone."""
+    folders = list(dict.fromkeys(text for text in inputs if os.path.isdir(text)))
+    if len(folders) < 2:
+        return {}
+    names: dict[str, PurePath] = {}
+    taken: set[str] = set()
+    for text in folders:
+        base = name = os.path.basename(os.path.realpath(text)) or "album"
+        number = 2
+        while _folded(name) in taken:
+            name, number = f"{base}-{number}", number + 1
+        taken.add(_folded(name))
+        names[text] = PurePath(name)
+    return names
+
+
+def _expand(text: str, out: Path, recursive: bool, album: PurePath, is_result: Callable[[Path], bool]) -> Iterator[Found]:
+    """What one argument names."""
     path = Path(text)
-    if path.is_dir():
-        yield from ((source, source.relative_to(path), problem) for source, problem in _walk(path, out.resolve(), recursive))
-    elif path.exists() or not glob.has_magic(text):
-        yield path, PurePath(path.name), None if path.is_file() else "expected an image file or folder, found nothing there"
+    if os.path.isdir(path):
+        for one in _walk(path, os.path.realpath(out), recursive):
+            if not is_result(one.source):
+                yield Found(one.source, album / one.source.relative_to(path), one.problem, one.unopened)
+    elif os.path.lexists(path) or not glob.has_magic(text):
+        problem = regular_file(path) if os.path.lexists(path) else "expected an image file or folder, found nothing there"
+        yield Found(path, PurePath(path.name), problem)
     else:
         base = _fixed_part(path)
         for match in sorted(map(Path, glob.glob(text, recursive=True))):
-            if match.is_file() and match.suffix.lower() in SUFFIXES:
-                yield match, match.relative_to(base), None
+            picture = _entry(match)
+            if picture is not None and not os.path.isdir(match) and not is_result(match):
+                yield Found(match, match.relative_to(base), picture.problem, picture.unopened)
 
 
-def _walk(folder: Path, out: Path, recursive: bool) -> Iterator[tuple[Path, str | None]]:
+def _walk(folder: Path, out: str, recursive: bool) -> Iterator[Found]:
+    """The pictures of a folder, and of those inside it where ``recursive``, sorted by name; no depth is too deep."""
+    open_folders = [_entries(folder)]
+    while open_folders:
+        entry = next(open_folders[-1], None)
+        if entry is None:
+            open_folders.pop()
+        elif isinstance(entry, Found):
+            yield entry
+        elif entry.is_dir(follow_symlinks=False):
+            if recursive and os.path.realpath(entry.path) != out:
+                open_folders.append(_entries(Path(entry.path)))
+        elif not os.path.isdir(entry.path) and (one := _entry(Path(entry.path))) is not None:
+            yield one
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str] | Found]:
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        yield folder, f"the folder cannot be read ({error.strerror})"
+        yield Found(folder, PurePath(), f"the folder cannot be read ({error.strerror})")
         return
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            if recursive and path.resolve() != out:
-                yield from _walk(path, out, recursive)
-        elif path.suffix.lower() in SUFFIXES:
-            yield path, None
+    yield from (entry for entry in listed if not entry.name.startswith("."))
+
+
+def _entry(path: Path) -> Found | None:
+    """A file of a folder or glob by its suffix; None for files that are no pictures."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return Found(path, PurePath(), problem=regular_file(path))
+    return Found(path, PurePath(), unopened=UNOPENED[suffix]) if suffix in UNOPENED else None
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -90,19 +153,45 @@ def _fixed_part(pattern: Path) -> Path:
     return Path(*fixed)
 
 
-def _unique(relatives: Sequence[PurePath]) -> list[PurePath]:
-    """One ``.png`` name each; compared without case, because some file systems do."""
-    short = [relative.with_suffix(".png") for relative in relatives]
-    uses = Counter(str(name).lower() for name in short)
+def _names(
+    found: Sequence[Found], out: Path, suffix: Callable[[Path], str], earlier: Callable[[Path], Path | None]
+) -> list[PurePath]:
+    """One name each below ``out``; compared without case, because some file systems do."""
+    ends = [suffix(one.source) for one in found]
+    known = [_below(earlier(one.source), out, end) for one, end in zip(found, ends, strict=True)]
+    taken = {_folded(name) for name in known if name is not None}
+    short = [one.relative.with_name(one.relative.stem + end) if one.relative.name else one.relative
+             for one, end in zip(found, ends, strict=True)]  # fmt: skip
+    uses = Counter(_folded(name) for name, before in zip(short, known, strict=True) if before is None)
+    taken |= {text for text, count in uses.items() if count == 1 and text not in taken}
+    contested = {text for text, count in uses.items() if count > 1}
+    contested |= {_folded(name) for name in known if name is not None}
     names: list[PurePath] = []
-    taken: set[str] = {text for text, count in uses.items() if count == 1}
-    for relative, name in zip(relatives, short, strict=True):
-        if uses[str(name).lower()] > 1:
-            name = relative.with_name(relative.name + ".png")
+    for one, end, name, before in zip(found, ends, short, known, strict=True):
+        if before is not None:
+            names.append(before)
+            continue
+        if _folded(name) in contested and one.relative.name:
+            name = one.relative.with_name(one.relative.name + end)
             number = 2
-            while str(name).lower() in taken:
-                name = relative.with_name(f"{relative.name}-{number}.png")
+            while _folded(name) in taken:
+                name = one.relative.with_name(f"{one.relative.name}-{number}{end}")
                 number += 1
-            taken.add(str(name).lower())
+            taken.add(_folded(name))
         names.append(name)
     return names
+
+
+def _below(path: Path | None, out: Path, suffix: str) -> PurePath | None:
+    """An earlier result's name below ``out``, where it still has the suffix that is wanted now."""
+    if path is None or path.suffix != suffix:
+        return None
+    try:
+        return path.relative_to(os.path.realpath(out))
+    except ValueError:
+        return None
+
+
+def _folded(name: PurePath | str) -> str:
+    """One text for the spellings that some file systems take for one."""
+    return unicodedata.normalize("NFC", str(name)).casefold()

@@ -7,13 +7,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import InputError
-from ..store.atomic import atomic
+from ..store.outputs import Outputs
 
 
-def save_png(path: Path, image: Image.Image) -> None:
-    """Write ``image`` as PNG. Raises InputError when the file system refuses."""
+def save_png(outputs: Outputs, path: Path, image: Image.Image) -> None:
+    """Write ``image`` as PNG. Raises InputError when it may not or cannot be written."""
     try:
-        with atomic(path) as temporary:
+        with outputs.writing(path) as temporary:
             image.save(temporary, format="PNG")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import MissingPackageError
+from ..errors import InputError, MissingPackageError
 from ..models import choose_device
 
 T = TypeVar("T")
@@ -49,12 +49,20 @@ def join(device: str) -> Processes:
 
     Raises MissingPackageError when there are several and accelerate is not installed.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    announced = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not announced.isdecimal():
+        raise InputError(f"WORLD_SIZE: expected the number of processes, got {announced!r}; unset it, or use accelerate launch")
+    if int(announced) < 2:
         return Processes(choose_device(device))
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise MissingPackageError(f"several processes need accelerate ({error}); pip install accelerate") from error
     # The barrier at the end waits for the slowest process of what may be days of work; the default gives up after minutes.
-    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))
+    try:
+        state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"WORLD_SIZE={announced}: the other processes cannot be joined ({error}); use accelerate launch, or unset it"
+        ) from error
     return Processes(state.device, state.process_index, state.num_processes, state)

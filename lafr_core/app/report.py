@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..store.atomic import atomic
+from ..store.outputs import Outputs
 from ..types import Face
 
 DONE = ("restored", "detected", "no_face")
 FAILED = "failed"
+UNOPENED = "unopened"
+"""A picture of a folder in a format that is not opened: listed with what would read it, and no failure."""
 _SAVE_EVERY = 5.0  # seconds: a report of 100,000 photos must not be rewritten for each of them
 
 
@@ -26,7 +28,7 @@ class Record:
 
     input: str
     status: str
-    """``restored``, ``detected``, ``no_face`` or ``failed``."""
+    """``restored``, ``detected``, ``no_face``, ``failed`` or ``unopened``."""
     output: str | None = None
     reason: str | None = None
     """Why it failed, or None."""
@@ -70,32 +72,43 @@ class Report:
 
     header: Mapping[str, Any]
     path: Path | None = None
+    outputs: Outputs = field(default_factory=Outputs)
+    """Says whether the file may be written, and writes it."""
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     _saved: float = field(default=-math.inf, repr=False)
 
-    def add(self, record: Record) -> None:
-        """Note one input; the file is rewritten at most every few seconds."""
+    def add(self, record: Record) -> bool:
+        """Note one input; the file is rewritten at most every few seconds. False = tried, and it could not be written."""
         self.entries[record.input] = record.as_dict()
         if time.monotonic() - self._saved > _SAVE_EVERY:
-            self.save()
+            self._saved = time.monotonic()
+            try:
+                self.save()
+            except InputError:
+                return False
+        return True
 
     def save(self, finished: bool = False) -> None:
         """Write the file, whole or not at all."""
         if self.path is not None:
-            write(self.path, self.header, self.entries.values(), finished)
+            write(self.path, self.header, self.entries.values(), finished, self.outputs)
             self._saved = time.monotonic()
 
     def count(self, *statuses: str) -> int:
         return sum(entry["status"] in statuses for entry in self.entries.values())
 
 
-def write(path: Path, header: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], finished: bool) -> None:
-    """The report file: the header's fields, ``finished``, and ``inputs`` sorted by name."""
+def write(
+    path: Path, header: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], finished: bool, outputs: Outputs
+) -> None:
+    """The report file: the header's fields, ``finished``, and ``inputs`` sorted by name. Raises InputError if it cannot."""
     inputs = sorted(entries, key=lambda entry: entry["input"])
     text = json.dumps({**header, "finished": finished, "inputs": inputs}, indent=1, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    try:
+        with outputs.writing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: the report cannot be written ({error.strerror or error})") from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -104,7 +117,7 @@ def read(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(entry["input"], str) and isinstance(entry["status"], str) for entry in data["inputs"]):
             raise KeyError("input")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a LAFR report ({type(error).__name__}: {error}); name another --report file") from error
     return dict(data)
 
@@ -114,17 +127,24 @@ def part(path: Path, process: int) -> Path:
     return path.with_name(f"{path.name}.process{process:04d}")
 
 
-def earlier(path: Path) -> dict[str, dict[str, Any]]:
-    """The entries of an earlier run, by input: of the report and of parts that an interrupted run left; later files win."""
-    files = [path, *sorted(path.parent.glob(glob.escape(path.name) + ".process*"))]
-    return {entry["input"]: entry for file in files if file.is_file() for entry in read(file)["inputs"]}
+def parts(path: Path) -> list[Path]:
+    """The shares of the report that several processes have written, or an interrupted run has left."""
+    return sorted(path.parent.glob(glob.escape(path.name) + ".process*"))
 
 
-def merge(path: Path, header: Mapping[str, Any], processes: int) -> dict[str, dict[str, Any]]:
+def is_report(path: Path) -> bool:
+    """Whether the file is a report of ours, which a resumed run writes anew."""
+    try:
+        return "lafr" in read(path)
+    except InputError:
+        return False
+
+
+def merge(path: Path, header: Mapping[str, Any], processes: int, outputs: Outputs) -> dict[str, dict[str, Any]]:
     """Join the parts of all processes into ``path``, delete them, and return the entries by input."""
-    parts = [part(path, process) for process in range(processes)]
-    entries = {entry["input"]: entry for file in parts if file.is_file() for entry in read(file)["inputs"]}
-    write(path, header, entries.values(), finished=True)
-    for file in path.parent.glob(glob.escape(path.name) + ".process*"):
+    shares = [part(path, process) for process in range(processes)]
+    entries = {entry["input"]: entry for file in shares if file.is_file() for entry in read(file)["inputs"]}
+    write(path, header, entries.values(), finished=True, outputs=outputs)
+    for file in parts(path):
         file.unlink(missing_ok=True)
     return entries

@@ -2,7 +2,7 @@
 
 What is kept: size (after the EXIF orientation is applied), alpha, ICC profile, EXIF, bit depth, grayness. Pixel values are
 taken as stored; only CMYK and Lab, which have no RGB values of their own, are converted (to sRGB). Untouched pixels come back
-bit for bit. Reads what Pillow reads (9.5 or newer); writes PNG.
+bit for bit. Reads the formats on the list in :mod:`.formats` with Pillow (9.5 or newer); writes PNG.
 
 16 bits: Pillow reduces 16-bit colour PNG and TIFF files to their high bytes. The low bytes are had by decoding the same file a
 second time with the other byte order, so no decoder of our own is needed; :mod:`.png16` writes them.
@@ -11,7 +11,6 @@ second time with the other byte order, so no decoder of our own is needed; :mod:
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,20 +19,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms
 from torch import Tensor
 
 from ..errors import ImageFileError
 from ..store.atomic import atomic
 from . import png16
+from .formats import SUFFIXES as SUFFIXES
+from .formats import UNOPENED, open_image, regular_file, salvaging
 
-SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif",
-    ".heic", ".heif",
-)  # fmt: skip
-"""What counts as an image when a folder is searched. A format this Pillow lacks (HEIC) is then refused by name, not skipped."""
 MAX_PIXELS = 178_956_970
-"""Larger pictures are refused: Pillow's own limit against decompression bombs (twice ``Image.MAX_IMAGE_PIXELS``)."""
+"""Larger pictures are refused unless asked for: Pillow's own limit against decompression bombs (twice MAX_IMAGE_PIXELS)."""
 
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _PLANAR = 262, 258, 284  # TIFF tags
@@ -64,44 +60,59 @@ class Photo:
     """What a person should know about the reading: 'first of 12 pictures in the file', 'CMYK without a colour profile: ...'"""
 
 
-def read(path: Path) -> Photo:
-    """The picture in the file. Raises ImageFileError, path and one sentence, for anything that is not a whole picture."""
+def read(path: Path, *, salvage: bool = False, max_pixels: int | None = None) -> Photo:
+    """The picture in the file. Raises ImageFileError, path and one sentence, for anything that is not a whole picture.
+
+    salvage: of a file that is cut short, what can be decoded, with a note. max_pixels: larger pictures are refused (None =
+    MAX_PIXELS).
+    """
     path = Path(path)
+    if problem := regular_file(path) or UNOPENED.get(path.suffix.lower()):
+        raise ImageFileError(f"{path}: {problem}")
     try:
         with path.open("rb") as stream:
-            return decode(stream, str(path))
-    except FileNotFoundError:
-        raise ImageFileError(f"{path}: expected an image file, found no file there; check the path") from None
-    except IsADirectoryError:
-        raise ImageFileError(f"{path}: expected an image file, got a folder") from None
+            return decode(stream, str(path), salvage=salvage, max_pixels=max_pixels)
     except OSError as error:
         raise ImageFileError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def decode(stream: BinaryIO, name: str = "image") -> Photo:
+def decode(stream: BinaryIO, name: str = "image", *, salvage: bool = False, max_pixels: int | None = None) -> Photo:
     """The picture in an open binary stream; ``name`` is what errors call it. See :func:`read`."""
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     if not stream.read(1):
         raise ImageFileError(f"{name}: is empty (0 bytes); copy the file again")
-    stream.seek(0)
     try:
-        with _open(stream) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{width}x{height} pixels")
-            low = _low_bytes(image, stream)
-            image.load()
-            return from_pil(image, low)
-    except ImageFileError as error:
-        raise ImageFileError(f"{name}: {error}") from None
+        try:
+            return _decoded(stream, max_pixels)
+        except ImageFileError as error:
+            raise ImageFileError(f"{name}: {error}") from None
+        except (Image.DecompressionBombError, MemoryError):
+            raise
+        except Exception:
+            if not salvage:
+                raise
+            with salvaging(True):
+                photo = _decoded(stream, max_pixels)
+            return replace(photo, notes=(*photo.notes, "damaged or cut short: what could be decoded was kept"))
+    except ImageFileError:
+        raise
     except Image.DecompressionBombError as error:
-        limit = f"{MAX_PIXELS // 1_000_000} megapixels"
+        limit = f"{max_pixels // 1_000_000} megapixels"
         raise ImageFileError(f"{name}: too large ({error}); the limit is {limit}, split or scale it first") from error
-    except UnidentifiedImageError:
-        raise ImageFileError(f"{name}: not an image this Pillow can read; convert it to PNG, TIFF or JPEG") from None
     except MemoryError as error:
         raise ImageFileError(f"{name}: does not fit into memory; scale it down first") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything: SyntaxError, struct.error, KeyError ...
         raise ImageFileError(f"{name}: damaged or cut short ({error or type(error).__name__}); copy it again") from error
+
+
+def _decoded(stream: BinaryIO, max_pixels: int) -> Photo:
+    with open_image(stream) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise Image.DecompressionBombError(f"{width}x{height} pixels")
+        low = _low_bytes(image, stream)
+        image.load()
+        return from_pil(image, low)
 
 
 def from_pil(image: Image.Image, low: Array | None = None) -> Photo:
@@ -188,13 +199,6 @@ def write(path: Path, photo: Photo) -> None:
         raise ImageFileError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def _open(stream: BinaryIO) -> Image.Image:
-    stream.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit speaks instead
-        return Image.open(stream)
-
-
 def _low_bytes(image: Image.Image, stream: BinaryIO) -> Array | None:
     """The low bytes (H, W, 2..4) uint16 of a 16-bit picture with several channels, not loaded yet; None for other pictures.
 
@@ -209,7 +213,7 @@ def _low_bytes(image: Image.Image, stream: BinaryIO) -> Array | None:
         return None
     if not all(_raw_mode(tile).partition(";")[2] in _OTHER_ORDER for tile in _tiles(image)) or not _tiles(image):
         return None
-    with _open(stream) as second:
+    with open_image(stream) as second:
         gray = _raw_mode(_tiles(second)[0]).startswith("LA")
         second.tile = [_with_raw_mode(tile, "RGBA" if gray else _swapped(_raw_mode(tile))) for tile in _tiles(second)]
         array = np.asarray(second).astype(np.uint16)

@@ -82,7 +82,9 @@ def load(path: Path, kind: str) -> Checkpoint:
         raise CheckpointError(f"{path}: format version {version!r}, this LAFR reads up to {FORMAT_VERSION}; update LAFR")
     try:
         config = json.loads(metadata["lafr_config"])
-    except (KeyError, json.JSONDecodeError) as error:
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__} instead of named values")
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its metadata holds no readable lafr_config; export it again") from error
     notes = {key: text for key, text in metadata.items() if not key.startswith("lafr_")}
     return Checkpoint(kind, config, tensors, notes)
@@ -96,7 +98,7 @@ def open_network(path: Path, kind: str, build: Callable[..., Network]) -> Networ
     stored = load(path, kind)
     try:
         network = build(**stored.config)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}: its config does not describe the kind of {kind} that this LAFR knows ({error}); export it again"
         ) from error

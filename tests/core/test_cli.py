@@ -81,7 +81,7 @@ def test_restore_writes_png_reports_and_leaves_the_rest_alone(tmp_path: Path, mo
     code = run("restore", tmp_path / "in", "-o", tmp_path / "out", "--report", tmp_path / "r.json", "--color", "0")
     assert code == 1  # one of them failed
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "tiny.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["a.png", "tiny.png"]
 
     source, result = pixels(tmp_path / "in" / "a.png"), pixels(tmp_path / "out" / "a.png")
     changed = (source != result).any(-1)
@@ -146,7 +146,7 @@ def test_every_setting_is_an_option_and_arrives(tmp_path: Path, models: list[Any
     ]
     run("restore", photo(tmp_path / "a.png"), "-o", tmp_path / "out", *flags)
     assert asdict(models[0]["settings"]) == other
-    run("restore", tmp_path / "a.png", "-o", tmp_path / "out")
+    run("restore", tmp_path / "a.png", "-o", tmp_path / "out2")
     assert models[1]["settings"] == RestoreSettings()
 
 
@@ -205,7 +205,10 @@ def test_identity_below_the_threshold_warns(
     message = "face 0: identity 0.12 is below 0.3; check that it is the same person"
     assert entries(tmp_path / "r.json")["a.png"]["warnings"] == [message]
     assert f"a.png: {message}" in capfd.readouterr().err
-    assert run("restore", source, "-o", tmp_path / "out", "--report", tmp_path / "r.json", "--identity-warning=-1") == 0
+    assert (
+        run("restore", source, "-o", tmp_path / "out", "--report", tmp_path / "r.json", "--identity-warning=-1", "--overwrite")
+        == 0
+    )
     assert entries(tmp_path / "r.json")["a.png"]["warnings"] == []
 
 
@@ -240,7 +243,7 @@ def test_aligned_restores_the_whole_crop(side: int, tmp_path: Path, models: list
     entry = entries(tmp_path / "r.json")["face.png"]
     assert entry["faces"][0]["box"] == [0, 0, side, side]
     assert entry["warnings"] == ([] if side == 512 else [f"crop of {side} pixels, scaled to 512 and back"])
-    assert run(*arguments, "--strength=0") == 0
+    assert run(*arguments, "--strength=0", "--resume") == 0  # other settings: done again
     assert np.array_equal(pixels(tmp_path / "out" / "face.png"), source)
 
 
@@ -276,23 +279,6 @@ def test_resume_skips_what_is_done_and_retries_what_failed(tmp_path: Path, model
     assert len(models) == opened  # nothing left: no model is even opened
 
 
-def test_resume_without_a_report_goes_by_the_results(tmp_path: Path, models: list[Any]) -> None:
-    photo(tmp_path / "in" / "a.png")
-    photo(tmp_path / "in" / "b.png")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.png").write_bytes(b"kept")
-    assert run("restore", tmp_path / "in", "-o", tmp_path / "out", "--resume") == 0
-    assert (tmp_path / "out" / "a.png").read_bytes() == b"kept" and (tmp_path / "out" / "b.png").stat().st_size > 100
-
-
-def test_resume_with_other_settings_says_so(tmp_path: Path, models: list[Any], capfd: Any) -> None:
-    command = ["restore", photo(tmp_path / "a.png"), "-o", tmp_path / "out", "--report", tmp_path / "r.json", "--resume"]
-    run(*command)
-    assert "other settings" not in capfd.readouterr().err
-    run(*command, "--fidelity=1")
-    assert "r.json was made with other settings; photos done then are kept as they are" in capfd.readouterr().err
-
-
 def test_ctrl_c_leaves_whole_files_and_a_valid_report(
     tmp_path: Path, models: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -310,7 +296,7 @@ def test_ctrl_c_leaves_whole_files_and_a_valid_report(
     assert run(*command) == 130
     assert json.loads((tmp_path / "r.json").read_text())["finished"] is False
     assert list(entries(tmp_path / "r.json")) == ["a.png"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["a.png"]
     assert "stopped after 1 inputs; the same command with --resume goes on" in capfd.readouterr().err
     monkeypatch.setattr(restore_command, "restore_photo", restore_photo)
     assert run(*command, "--resume") == 0
@@ -353,7 +339,7 @@ def test_a_real_signal_stops_a_real_process(stop: signal.Signals, tmp_path: Path
     assert process.returncode == 130, err
     assert "Traceback" not in err and "stopped" in err
     assert json.loads((tmp_path / "r.json").read_text())["finished"] is False
-    assert not list((tmp_path / "out").glob(".*"))
+    assert not list((tmp_path / "out").glob("*"))
 
 
 # --- wrong usage ---
@@ -470,7 +456,7 @@ def test_compare_writes_a_sheet_and_prints_quality(tmp_path: Path, capfd: Any) -
     assert len(lines) == 2 and lines[0].startswith("before.png: before PSNR ") and "after PSNR" in lines[1]
     assert float(lines[1].split()[3]) > float(lines[0].split()[3]) + 3
     three = size(tmp_path / "s" / "sheet.png")
-    assert run(*arguments, "-o", tmp_path / "s" / "sheet.png") == 0
+    assert run(*arguments, "-o", tmp_path / "s" / "sheet.png", "--overwrite") == 0
     two = size(tmp_path / "s" / "sheet.png")
     assert two[1] == three[1] and two[0] < three[0]
 
@@ -481,7 +467,7 @@ def test_compare_pairs_folders_by_name(tmp_path: Path, capfd: Any) -> None:
     assert run("compare", tmp_path / "x", tmp_path / "y", "-o", tmp_path / "sheet.png") == 0
     one_row = size(tmp_path / "sheet.png")[1]
     photo(tmp_path / "y" / "1.png", 20, 20)
-    assert run("compare", tmp_path / "x", tmp_path / "y", "-o", tmp_path / "sheet.png") == 0
+    assert run("compare", tmp_path / "x", tmp_path / "y", "-o", tmp_path / "sheet.png", "--overwrite") == 0
     assert size(tmp_path / "sheet.png")[1] > 1.8 * one_row
     assert run("compare", tmp_path / "x", tmp_path / "y" / "2.png", "-o", tmp_path / "sheet.png") == 2
     assert "expected files only or folders only" in capfd.readouterr().err
@@ -508,7 +494,7 @@ def test_demo_restores_measures_and_shows(tmp_path: Path, monkeypatch: pytest.Mo
     first = (tmp_path / "demo" / "before.png").read_bytes()
     assert run("demo", "-o", tmp_path / "again") == 0
     assert (tmp_path / "again" / "before.png").read_bytes() == first  # a fixed seed
-    assert run("demo", "-o", tmp_path / "again", "--severity", "severe") == 0
+    assert run("demo", "-o", tmp_path / "again", "--severity", "severe", "--overwrite") == 0
     assert (tmp_path / "again" / "before.png").read_bytes() != first
 
 
@@ -565,6 +551,6 @@ def test_accelerate_launch_splits_the_inputs_and_merges_the_reports(tmp_path: Pa
     assert report["processes"] == 2 and report["finished"] is True
     found = entries(tmp_path / "r.json")
     assert [entry["status"] for entry in found.values()] == ["restored"] * 5 + ["failed"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{number}.png" for number in range(5)]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [f"{number}.png" for number in range(5)]
     assert not list(tmp_path.glob("r.json.process*"))
     assert result.stderr.count("lafr: 5 restored, 1 failed") == 1

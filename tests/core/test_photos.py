@@ -324,6 +324,7 @@ def test_missing_file_folder_and_locked_file(tmp_path: Path, monkeypatch: pytest
     def locked(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "locked.png").write_bytes(png())
     monkeypatch.setattr(Path, "open", locked)
     with pytest.raises(ImageFileError, match=r"locked\.png: cannot be read \(Permission denied\)"):
         photos.read(tmp_path / "locked.png")

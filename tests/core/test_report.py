@@ -12,6 +12,7 @@ from fakes import face_at
 from lafr_core.app import report
 from lafr_core.app.report import Record, Report
 from lafr_core.errors import InputError
+from lafr_core.store.outputs import Outputs
 
 
 def test_a_record_says_everything(tmp_path: Path) -> None:
@@ -71,20 +72,12 @@ def test_parts_of_several_processes_are_merged_and_deleted(tmp_path: Path) -> No
         results = Report({"process": process}, report.part(path, process))
         results.add(Record(name, "restored"))
         results.save(finished=True)
-    report.write(report.part(path, 7), {}, [Record("stale", "restored").as_dict()], finished=True)
-    entries = report.merge(path, {"merged": True}, processes=3)
+    report.write(report.part(path, 7), {}, [Record("stale", "restored").as_dict()], finished=True, outputs=Outputs())
+    entries = report.merge(path, {"merged": True}, processes=3, outputs=Outputs())
     assert sorted(entries) == ["a", "b", "c"]
     data = report.read(path)
     assert data["merged"] is True and data["finished"] is True and len(data["inputs"]) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["r[1].json"]
-
-
-def test_earlier_reads_the_report_and_what_an_interrupted_run_left(tmp_path: Path) -> None:
-    path = tmp_path / "r.json"
-    assert report.earlier(path) == {}
-    report.write(path, {}, [Record("a", "failed").as_dict(), Record("b", "restored").as_dict()], finished=True)
-    report.write(report.part(path, 1), {}, [Record("a", "restored").as_dict()], finished=False)
-    assert {name: entry["status"] for name, entry in report.earlier(path).items()} == {"a": "restored", "b": "restored"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"inputs": [{"name": "a"}]}', '{"inputs": 3}'])

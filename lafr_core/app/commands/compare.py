@@ -9,7 +9,8 @@ from pathlib import Path
 from ...errors import InputError
 from ...images import metrics, photos
 from ...images.sheet import Row, sheet
-from ..arguments import Commands
+from ...store.outputs import Outputs
+from ..arguments import Commands, add_overwrite
 from ..output import save_png
 
 
@@ -17,6 +18,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("compare", help="put versions of a photo side by side", description=run.__doc__)
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="BEFORE AFTER [ORIGINAL]: files, or folders")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.png", help="the sheet to write")
+    add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
@@ -26,8 +28,11 @@ def run(args: argparse.Namespace) -> int:
     titles = ("before", "after", "original")[: len(args.pictures)]
     if len(args.pictures) not in (2, 3):
         raise InputError(f"compare: expected BEFORE AFTER [ORIGINAL], got {len(args.pictures)} paths")
+    pairs = list(_matching(args.pictures))
+    outputs = Outputs([path for _, paths in pairs for path in paths], overwrite=args.overwrite)
+    outputs.check(args.out)
     rows = []
-    for label, paths in _matching(args.pictures):
+    for label, paths in pairs:
         pictures = tuple(photos.read(path).pixels for path in paths)
         rows.append(Row(label, pictures))
         if (
@@ -38,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
             for title, picture in zip(titles[:2], pictures, strict=False):
                 quality = [float(measure(picture[None], pictures[2][None])) for measure in (metrics.psnr, metrics.ssim)]
                 print(f"{label}: {title} PSNR {quality[0]:.2f} dB, SSIM {quality[1]:.4f}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_png(args.out, sheet(titles, rows))
+    save_png(outputs, args.out, sheet(titles, rows))
     return 0
 
 

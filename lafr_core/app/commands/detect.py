@@ -9,12 +9,11 @@ from ...faces.detect import choice_note, find_faces
 from ...faces.detectors import open_detector
 from ...images import photos
 from ...images.draw import draw_faces
-from ..arguments import Commands, add_inputs, add_settings, settings_of
-from ..batch import Run, Worker, carry_out, record
-from ..jobs import Job, plan
-from ..output import save_png
+from ..arguments import Commands, add_inputs, add_settings, jobs_of, reader, settings_of
+from ..batch import Made, Run, Worker, carry_out, record
+from ..jobs import Job
 from ..processes import Processes, join
-from ..report import Record
+from ..signature import made_with
 
 SETTINGS = ("detector", "threshold", "min_face", "max_face", "sort", "top_k", "faces", "rotate", "detect_side", "small_faces")
 """The settings that ``detect`` takes; ``restore`` and ``demo`` take all."""
@@ -31,21 +30,24 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Finds faces and writes OUT/<relative path>.png with boxes, landmarks and numbers drawn, and OUT/faces.json (or --report)
     with the figures."""
-    settings = settings_of(args)
+    settings, read = settings_of(args), reader(args)
 
     def open_worker(processes: Processes) -> Worker:
         detector = open_detector(settings.detector, weights=args.detector_weights, device=processes.device)
 
-        def work(job: Job) -> Record:
-            photo = photos.read(job.source)
+        def work(job: Job) -> Made:
+            photo = read(job.source)
             found = find_faces(photo.pixels[None], detector, settings)
             faces = found.faces
             chosen = choice_note(sum(found.counts), len(faces), settings)
-            save_png(job.output, draw_faces(photos.to_pil(photo), faces))
-            return record(job, "detected" if faces else "no_face", faces, [*photo.notes, *([chosen] if chosen else [])])
+            drawn = draw_faces(photos.to_pil(photo), faces)
+            made = record(job, "detected" if faces else "no_face", faces, [*photo.notes, *([chosen] if chosen else [])])
+            return Made(made, lambda path: drawn.save(path, format="PNG"))
 
         return work
 
-    jobs = plan(args.inputs, args.out, recursive=args.recursive)
+    inputs = jobs_of(args, "detect")
+    signature = made_with(args, settings, SETTINGS, salvage=args.salvage)
     report = args.report or args.out / "faces.json"
-    return carry_out(Run("detect", jobs, settings, open_worker, report, args.resume), join(args.device))
+    run = Run("detect", inputs.jobs, settings, signature, open_worker, inputs.journal, report, args.resume, args.overwrite)
+    return carry_out(run, join(args.device))

@@ -6,10 +6,10 @@ import argparse
 
 from ...errors import InputError
 from ...settings import options
-from ..arguments import Commands, add_inputs, add_models, add_settings, box, models_of, settings_of
+from ..arguments import Commands, add_inputs, add_models, add_settings, box, jobs_of, models_of, reader, settings_of
 from ..batch import Run, Worker, carry_out, restore_crop, restore_photo
-from ..jobs import plan
 from ..processes import Processes, join
+from ..signature import made_with
 
 
 def add(commands: Commands) -> None:
@@ -33,15 +33,19 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Restores the faces of every input and writes OUT/<relative path>.png: same size, alpha and colour profile kept. A photo
     without a face is written unchanged."""
-    settings = settings_of(args)
+    settings, read = settings_of(args), reader(args)
     if args.aligned and args.box:
         raise InputError("--aligned and --box: expected one of them, got both; aligned crops need no boxes")
 
     def open_worker(processes: Processes) -> Worker:
         models = models_of(args, settings, processes.device)
         if args.aligned:
-            return lambda job: restore_crop(job, models, settings)
-        return lambda job: restore_photo(job, models, settings, args.box)
+            return lambda job: restore_crop(job, models, settings, read)
+        return lambda job: restore_photo(job, models, settings, args.box, read)
 
-    jobs = plan(args.inputs, args.out, recursive=args.recursive)
-    return carry_out(Run("restore", jobs, settings, open_worker, args.report, args.resume), join(args.device))
+    inputs = jobs_of(args, "restore")
+    signature = made_with(args, settings, aligned=args.aligned, salvage=args.salvage, boxes=args.box)
+    run = Run(
+        "restore", inputs.jobs, settings, signature, open_worker, inputs.journal, args.report, args.resume, args.overwrite
+    )
+    return carry_out(run, join(args.device))

@@ -38,7 +38,7 @@ def open_detector(name: str, *, weights: Path | None = None, device: torch.devic
         raise SettingsError(f"detector: expected one of {', '.join(DETECTORS)}, got {name!r}")
     device = torch.device(device)
     if name == "auto":
-        name = _kind_of(Path(weights)) if weights is not None else _best_at_hand()
+        name = _kind_of(Path(weights)) if weights is not None else best_at_hand()
     path = Path(weights) if weights is not None else find_weights(name)
     if name == "starter":
         return open_starter(path or assets.bundled("detector"), device)
@@ -56,7 +56,8 @@ def find_weights(name: str) -> Path | None:
     return next((path for path in map(assets.find, files) if path is not None), None)
 
 
-def _best_at_hand() -> str:
+def best_at_hand() -> str:
+    """The detector that ``auto`` means on this machine."""
     for name in BEST_FIRST:
         installed = all(importlib.util.find_spec(package) is not None for package in _PACKAGES.get(name, ()))
         if installed and find_weights(name) is not None:

@@ -1,0 +1,128 @@
+"""What a run may write. The one rule for every command: no file that the run did not make is ever replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError
+from .atomic import temporary_name
+
+
+def nobody(path: Path) -> bool:
+    """The default answer to "did the run that is being resumed make this file?"."""
+    return False
+
+
+class Outputs:
+    """The files one run writes, asked for before it works and written whole or not at all.
+
+    inputs: files the run reads; they are never written, whatever their spelling, through links or not, ``overwrite`` or not.
+    ours: tells the files that the run being resumed made, which may be replaced. overwrite: other files may be, too.
+    """
+
+    def __init__(
+        self, inputs: Iterable[Path] = (), *, overwrite: bool = False, ours: Callable[[Path], bool] = nobody, hint: str = ""
+    ) -> None:
+        self.overwrite = overwrite
+        self.ours = ours
+        self.hint = hint or "choose another name, or --overwrite to replace it"
+        self._inputs = {identity for path in inputs if (identity := _identity(path)) is not None}
+        self._made: set[str] = set()
+
+    def check(self, *paths: Path) -> None:
+        """Raise InputError for the first path that may not be written: an input, a file of somebody else, one named twice."""
+        seen: set[str] = set()
+        for path in paths:
+            self._check(path)
+            if _spelling(path) in seen:
+                raise InputError(f"{path}: named for two results of one run; give each its own name")
+            seen.add(_spelling(path))
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """A temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well and is deleted otherwise.
+
+        Missing folders are made. Raises InputError when ``path`` may not be written, also where that came true meanwhile.
+        """
+        path = Path(path)
+        self._check(path)
+        seen = _state(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_name(path)
+        try:
+            yield temporary
+            _flush(temporary)
+            if seen is None:
+                _publish(temporary, path, self.hint)
+            elif self.overwrite or _state(path) == seen:
+                os.replace(temporary, path)
+            else:
+                raise InputError(f"{path}: somebody has changed this file meanwhile; {self.hint}")
+            self._made.add(_spelling(path))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _check(self, path: Path) -> None:
+        try:
+            identity = _identity(path)
+            if identity is not None and identity in self._inputs:
+                raise InputError(f"{path}: the result would overwrite this input; choose another output folder with -o")
+            if path.is_dir() and not path.is_symlink():
+                raise InputError(f"{path}: a folder of this name is there; choose another name")
+            there = os.path.lexists(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path!s}: cannot be written ({error}); choose another name") from error
+        if there and not self._may_replace(path):
+            raise InputError(f"{path}: a file is there already that this run did not make; {self.hint}")
+
+    def _may_replace(self, path: Path) -> bool:
+        return self.overwrite or _spelling(path) in self._made or (path.is_file() and self.ours(path))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The file itself, whatever it is called: through links, in any spelling; None where there is none."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes when somebody writes to the name; None where it is free."""
+    try:
+        stat = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _spelling(path: Path) -> str:
+    """One text for all spellings of a path that some file systems take for one."""
+    folder = os.path.realpath(Path(path).parent)
+    return unicodedata.normalize("NFC", os.path.join(folder, Path(path).name)).casefold()
+
+
+def _flush(path: Path) -> None:
+    """The bytes on the disk, before a name says that they are there."""
+    with contextlib.suppress(OSError), open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _publish(temporary: Path, path: Path, hint: str) -> None:
+    """Give the file its name if nobody else has taken it meanwhile."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise InputError(f"{path}: a file has appeared there meanwhile; {hint}") from None
+    except (OSError, NotImplementedError, AttributeError):  # a disk without hard links (FAT): the name is taken first
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            raise InputError(f"{path}: a file has appeared there meanwhile; {hint}") from None
+        os.replace(temporary, path)

@@ -1,6 +1,6 @@
 """Our weight files: safetensors whose metadata says what they are.
 
-Metadata keys: ``lafr_kind`` (detector, vae, adapter, prior, embedder), ``lafr_version`` (format), ``lafr_config``
+Metadata keys: ``lafr_kind`` (detector, vae, adapter, prior, embedder, trust), ``lafr_version`` (format), ``lafr_config``
 (JSON of the network's constructor arguments); anything else is free text for people (licence, training data, ...).
 The file name means nothing.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 
 FORMAT_VERSION = 1
-KINDS = ("detector", "vae", "adapter", "prior", "embedder")
+KINDS = ("detector", "vae", "adapter", "prior", "embedder", "trust")
 Network = TypeVar("Network", bound=nn.Module)
 
 

@@ -45,31 +45,93 @@ def make(seed: int = 0, rows: int = 2) -> tuple[Tensor, Decoder, Directions, Ten
     return x0, Decoder(), Directions(), reference
 
 
-def cosines(x0: Tensor, decode: Decoder, embed: Directions, reference: Tensor) -> Tensor:
+def cosines(x0: Tensor, decode: nn.Module, embed: nn.Module, reference: Tensor) -> Tensor:
     with torch.no_grad():
-        return (embed(decode(x0)) * reference).sum(1)
+        return (embed(decode(x0).clamp(0, 1)) * reference).sum(1)
 
 
-def test_gradient_is_the_slope_of_the_loss() -> None:
+def test_gradient_is_the_slope_of_the_distance() -> None:
     x0, decode, embed, reference = (part.double() for part in make())
     gradient = guidance.identity_gradient(x0, decode.float(), embed.float(), reference.float())
     decode, embed = decode.double(), embed.double()
     step = 1e-5
     for row, channel, y, x in ((0, 1, 2, 3), (1, 3, 5, 0)):
-        moved = x0.clone()
-        moved[row, channel, y, x] += step
-        slope = -(cosines(moved, decode, embed, reference) - cosines(x0, decode, embed, reference))[row] / step
-        assert gradient[row, channel, y, x].item() == pytest.approx(slope.item(), rel=1e-3, abs=1e-7)
+        values = []
+        for sign in (1, -1):
+            moved = x0[row : row + 1].clone()
+            moved[0, channel, y, x] += sign * step
+            with torch.no_grad():
+                values.append(guidance.distance(decode(moved), embed, reference[row]).item())
+        assert gradient[row, channel, y, x].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-3, abs=1e-7)
 
 
-def test_guiding_raises_the_cosine_of_every_row_and_moves_it_by_the_stated_amount() -> None:
+def test_the_views_show_one_face_four_times() -> None:
+    pixels = torch.arange(3 * 64 * 96, dtype=torch.float32).reshape(1, 3, 64, 96)
+    seen = guidance.views(pixels)
+    assert seen.shape == (4, 3, 64, 96)
+    assert torch.equal(seen[0], pixels[0])
+    assert torch.equal(seen[1, :, 1:, :-1], pixels[0, :, :-1, :-1].flip(-1))  # one pixel down right, then mirrored
+    assert torch.equal(seen[2, :, :-1, :-1], pixels[0, :, 1:, 1:])
+    assert torch.allclose(seen[3, :, 8:-8, 8:-8], pixels[0, :, 8:-8, 8:-8], rtol=1e-3)  # a ramp survives the coarse view
+    stain = torch.zeros(1, 3, 64, 96)
+    stain[..., 32, 48] = 1
+    assert float(guidance.views(stain)[3].max()) < 0.1
+
+
+def test_guiding_raises_the_cosine_of_every_row_and_stays_within_the_radius() -> None:
     x0, decode, embed, reference = make()
     kept = x0.clone()
     guided = guidance.guide(x0, decode, embed, reference, 0.5)
     assert (cosines(guided, decode, embed, reference) > cosines(x0, decode, embed, reference)).all()
     rms = (guided - x0).pow(2).mean((1, 2, 3)).sqrt()
-    assert torch.allclose(rms, torch.full((2,), 0.5 * guidance.STEP), rtol=1e-4)
+    assert (rms > 0).all() and (rms <= 0.5 * guidance.RADIUS * 1.001).all()
     assert torch.equal(x0, kept)
+
+
+def test_more_weight_may_move_further() -> None:
+    x0, decode, embed, reference = make()
+    moves = [(guidance.guide(x0, decode, embed, reference, w) - x0).abs().mean().item() for w in (0.2, 0.6, 1.0)]
+    assert moves[0] < moves[1] < moves[2]
+
+
+class Rippled(Directions):
+    """An embedder that a step of fixed length leaps over: its answer turns round within a tenth of the gray scale."""
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return F.normalize(self.map(torch.sin(40 * crops.mean((2, 3)))) + 0.1, dim=1)
+
+
+@pytest.mark.parametrize("weight", [0.05, 0.25, 1.0, 4.0, 10.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_row_comes_back_less_like_its_reference(weight: float, seed: int) -> None:
+    """The old harm: a step of RMS 0.1 x weight along a normalised gradient, whatever the distance was."""
+    x0, decode, _, reference = make(seed, rows=3)
+    embed = Rippled()
+    before, after = (cosines(x, decode, embed, reference) for x in (x0, guidance.guide(x0, decode, embed, reference, weight)))
+    assert (after >= before).all()
+
+
+def test_pulling_stops_where_two_photos_of_one_person_are() -> None:
+    x0, decode, embed, _ = make(rows=1)
+    reference = embed(decode(x0).clamp(0, 1)).detach()
+    tilt = F.normalize(torch.linspace(1, -1, 5), dim=0)[None]
+    near = F.normalize(reference + 0.3 * tilt, dim=1)
+    assert guidance.SAME_PERSON < cosines(x0, decode, embed, near).item() < 0.99
+    assert torch.equal(guidance.guide(x0, decode, embed, near, 1.0), x0)
+
+
+def test_the_callers_dtype_comes_back() -> None:
+    x0, decode, embed, reference = make()
+    guided = guidance.guide(x0.half(), decode, embed, reference, 0.5)
+    assert guided.dtype == torch.float16
+    start = cosines(x0.half().float(), decode, embed, reference)
+    assert (cosines(guided.float(), decode, embed, reference) >= start).all()
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan")])
+def test_a_weight_that_is_none_is_refused(weight: float) -> None:
+    with pytest.raises(InputError, match="identity weight: expected 0 or more"):
+        guidance.guide(*make(), weight)
 
 
 def test_weight_zero_is_the_very_same_tensor_and_evaluates_nothing() -> None:

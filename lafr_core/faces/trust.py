@@ -1,0 +1,173 @@
+"""How like the real person is a restored face? An estimate from what the input can support, and its verdict in words.
+
+What is measured (:func:`features`) needs no original; how it is weighed is a plain polynomial fitted by ``train/trust.py`` on
+faces whose original is known, and kept as a LAFR file of kind ``trust``. The fit belongs to the starter embedder and to
+the starter's adapter and prior; other priors change the result's pixels and are judged by the same rule.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..store import assets, checkpoint
+from ..types import Embedder
+
+VERDICTS = ("supported", "partly guessed", "a guess")
+SUPPORTED = 0.75
+"""Trust from which a face is called supported."""
+GUESSED = 0.5
+"""Trust below which a face is called a guess."""
+
+OCTAVES = 5
+"""Bands of the picture that are measured: details of 2, 4, ... pixels of a 512 crop."""
+TEMPLATE = 16
+"""Side of the mean face in cells."""
+NAMES = (
+    *(f"band {2 * 2**k} px" for k in range(OCTAVES)),
+    *(f"drawn at {2 * 2**k} px" for k in range(OCTAVES)),
+    "noise", "contrast", "change", "steady input", "steady result", "mirrored input", "mirrored result",
+    "face-like input", "face-like result", "moved pixels",
+)  # fmt: skip
+"""The features, in the order of their columns."""
+
+
+def verdict(trust: float) -> str:
+    """One of :data:`VERDICTS` for an estimated cosine: what the photo supports, what is partly or wholly a guess."""
+    if math.isnan(trust):
+        raise InputError("verdict: expected a number, got NaN")
+    return VERDICTS[0] if trust >= SUPPORTED else VERDICTS[1] if trust >= GUESSED else VERDICTS[2]
+
+
+def features(before: Tensor, after: Tensor, embedder: Embedder, template: Tensor) -> Tensor:
+    """What tells how far the result can be believed: (B, len(NAMES)) float32 on the CPU.
+
+    before, after: input and restored crops (B, 3, 512, 512) in [0, 1]. template: the mean face (TEMPLATE, TEMPLATE).
+    """
+    luma_in, luma_out = luma(before), luma(after)
+    bands_in, bands_out = bands(luma_in), bands(luma_out)
+    shape_in, shape_out = cells(luma_in), cells(luma_out)
+    with torch.no_grad():
+        first, second = embedder(before), embedder(after)
+        moved_in, moved_out = embedder(_moved(before)), embedder(_moved(after))
+        flipped_in, flipped_out = embedder(before.flip(-1)), embedder(after.flip(-1))
+    mean = template.to(shape_in)
+    columns = [
+        *bands_in.log().unbind(1),
+        *(bands_out / bands_in).log().unbind(1),
+        _noise(luma_in).log(),
+        shape_in.std((1, 2)).clamp_min(1e-4).log(),
+        (first * second).sum(1),
+        (first * moved_in).sum(1),
+        (second * moved_out).sum(1),
+        (first * flipped_in).sum(1),
+        (second * flipped_out).sum(1),
+        _correlation(shape_in, mean),
+        _correlation(shape_out, mean),
+        (luma_out - luma_in).square().mean((1, 2, 3)).sqrt().clamp_min(1e-4).log(),
+    ]
+    return torch.stack([column.float().cpu() for column in columns], dim=1)
+
+
+class TrustNet(nn.Module):
+    """Features -> estimated cosine: a polynomial of second degree in the standardised features."""
+
+    def __init__(self, names: int = len(NAMES), cells: int = TEMPLATE) -> None:
+        super().__init__()
+        self.config = {"names": names, "cells": cells}
+        self.register_buffer("template", torch.zeros(cells, cells))
+        self.register_buffer("centre", torch.zeros(names))
+        self.register_buffer("spread", torch.ones(names))
+        self.register_buffer("weights", torch.zeros(1 + names + names * (names + 1) // 2))
+
+    template: Tensor
+    centre: Tensor
+    spread: Tensor
+    weights: Tensor
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F) -> (B,) in [-1, 1]."""
+        return (terms((features - self.centre) / self.spread) @ self.weights).clamp(-1, 1)
+
+
+def terms(x: Tensor) -> Tensor:
+    """1, the features, and the products of every two: (B, F) -> (B, 1 + F + F (F + 1) / 2). Features beyond 3 are cut there,
+    so that what the fit never saw is not extrapolated.
+    """
+    x = x.clamp(-3, 3)
+    i, j = torch.triu_indices(x.shape[1], x.shape[1])
+    return torch.cat([torch.ones_like(x[:, :1]), x, x[:, i] * x[:, j]], dim=1)
+
+
+def estimate(before: Tensor, after: Tensor, embedder: Embedder) -> list[float] | None:
+    """Estimated cosine of each restored face and the real person, in [-1, 1]; None for an embedder that was not fitted with,
+    or without the bundled fit. B may be 0.
+    """
+    fit = _bundled()
+    if fit is None or embedder.name != "starter":
+        return None
+    if before.shape[0] == 0:
+        return []
+    return [float(value) for value in fit(features(before, after, embedder, fit.template))]
+
+
+@functools.cache
+def _bundled() -> TrustNet | None:
+    path = assets.bundled("trust")
+    return checkpoint.open_network(path, "trust", TrustNet) if path.is_file() else None
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def luma(crops: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W)."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=crops.device)
+    return (crops.float() * weights[:, None, None]).sum(1, keepdim=True)
+
+
+def _face(picture: Tensor) -> Tensor:
+    """The middle of the crop, where the face is: five eighths of each side."""
+    side = picture.shape[-1]
+    edge = side * 3 // 16
+    return picture[..., edge : side - edge, edge : side - edge]
+
+
+def bands(picture: Tensor) -> Tensor:
+    """Luma (B, 1, H, W) -> (B, OCTAVES): RMS of each octave of the face, finest first (the Laplacian pyramid of Burt, 1983)."""
+    levels = []
+    for _ in range(OCTAVES):
+        coarse = F.interpolate(picture, scale_factor=0.5, mode="bilinear", antialias=True)
+        back = F.interpolate(coarse, size=picture.shape[-2:], mode="bilinear", align_corners=False)
+        levels.append(_face(picture - back).square().mean((1, 2, 3)).sqrt())
+        picture = coarse
+    return torch.stack(levels, dim=1).clamp_min(1e-5)
+
+
+def _noise(picture: Tensor) -> Tensor:
+    """(B,): standard deviation of white noise (Immerkaer, "Fast noise variance estimation", 1996), robust by the median."""
+    kernel = picture.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) / 6
+    return _face(F.conv2d(picture, kernel[None, None])).abs().flatten(1).median(dim=1).values.clamp_min(1e-5) / 0.6745
+
+
+def cells(picture: Tensor) -> Tensor:
+    """(B, TEMPLATE, TEMPLATE): the face's coarse shape."""
+    return F.interpolate(_face(picture), size=(TEMPLATE, TEMPLATE), mode="bilinear", antialias=True)[:, 0]
+
+
+def _correlation(shapes: Tensor, mean: Tensor) -> Tensor:
+    a, b = shapes.flatten(1), mean.flatten()[None]
+    a, b = a - a.mean(1, keepdim=True), b - b.mean()
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm()).clamp_min(1e-6)
+
+
+def _moved(crops: Tensor) -> Tensor:
+    """The crops a little larger and off the middle, as another landmark guess would cut them."""
+    side = crops.shape[-1]
+    near, far = side // 64, side // 28
+    return F.interpolate(crops[..., near : side - far, far : side - near], size=(side, side), mode="bilinear", antialias=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -43,6 +44,7 @@ def open_models(
     prior: Path | None = None,
     detector_weights: Path | None = None,
     embedder: Path | None = None,
+    folders: Sequence[Path] = (),
 ) -> Models:
     """All models that ``settings`` (None = the defaults) need, on ``device`` ("auto", "cpu", ... or a torch device).
 
@@ -50,7 +52,8 @@ def open_models(
 
     vae: a diffusers folder, a single file or a LAFR vae file; prior: a LAFR prior file or a diffusers UNet folder. The bundled
     adapter is the one for the VAE's latents; the starter prior knows SD 1.x/2.x latents only, so that for others ``prior`` is
-    None where no path is given (:func:`prior_note` says so). The face parser is opened for mask "parse" only. Raises
+    None where no path is given (:func:`prior_note` says so). folders: where a host keeps third-party weights (RetinaFace,
+    ParseNet, ...), looked into before the usual places. The face parser is opened for mask "parse" only. Raises
     CheckpointError for a missing, damaged or mismatched file, MissingPackageError for a backend whose package is not
     installed, InputError for a device that is not there.
     """
@@ -66,12 +69,12 @@ def open_models(
                 f"pass --{name} or --vae of the same family"
             )
     return Models(
-        detector=open_detector(settings.detector, weights=detector_weights, device=device),
+        detector=open_detector(settings.detector, weights=detector_weights, device=device, folders=folders),
         vae=opened_vae,
         aligner=aligner,
         prior=finisher,
         embedder=open_embedder(embedder, device),
-        parser=open_parser(None, device) if settings.mask == "parse" else None,
+        parser=open_parser(None, device, folders) if settings.mask == "parse" else None,
         device=device,
     )
 

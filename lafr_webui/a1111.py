@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lafr_core.errors import CheckpointError, InputError
+from lafr_core.errors import CheckpointError
 from lafr_core.latent import prediction
 from lafr_core.latent.guidance import ordinary
 from lafr_core.latent.spec import FAMILIES
@@ -149,5 +149,5 @@ def _vae_dtype() -> torch.dtype:
 
 def _finite(tensor: Tensor) -> Tensor:
     if not bool(tensor.isfinite().all()):
-        raise InputError("VAE: gave NaN or infinite values; start the webui with --no-half-vae")
+        raise CheckpointError("VAE: gave NaN or infinite values; start the webui with --no-half-vae")
     return tensor

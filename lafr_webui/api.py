@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
-from collections.abc import Mapping
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from secrets import compare_digest
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
-from lafr_core.errors import LafrError, SettingsError
+from lafr_core.errors import ImageFileError, InputError, LafrError, SettingsError
 from lafr_core.types import Face
 
 from . import host, restorer
 from .infotext import line
 from .settings import Request
+from .words import sentence
 
 ROUTE = "/lafr/restore"
 FIELDS = ("image", "reference", "settings")
+LOOK = 0.5
+"""Seconds between two looks at whether the client is still there."""
+CALLERS = (InputError, ImageFileError, SettingsError)
+"""Errors that the caller can mend: HTTP 422. All others are ours: 500."""
+T = TypeVar("T")
 
 
 def register(app: Any) -> None:
@@ -29,20 +38,43 @@ def register(app: Any) -> None:
 
     if not (getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False)):
         return
+    import fastapi
     from fastapi import Body
 
-    def lafr_restore(payload: dict = Body(...)) -> dict:  # type: ignore[type-arg] # noqa: B008 - FastAPI's way
-        return restore(payload)
+    async def lafr_restore(request, payload=Body(...)):  # type: ignore[no-untyped-def] # noqa: B008 - FastAPI's way
+        return await while_connected(partial(restore, payload), request.is_disconnected)
 
+    # FastAPI would look the names up in this module, where they are not.
+    lafr_restore.__annotations__ = {"request": fastapi.Request, "payload": dict}
     app.add_api_route(ROUTE, lafr_restore, methods=["POST"], dependencies=_authentication(shared.cmd_opts))
+
+
+async def while_connected(work: Callable[[], T], gone: Callable[[], Awaitable[bool]]) -> T:
+    """What ``work`` gives, done in a thread. Once ``gone`` becomes true, its next :func:`host.poll` raises Cancelled."""
+    from starlette.concurrency import run_in_threadpool
+
+    stop = threading.Event()
+
+    def watched() -> T:
+        with host.asked_by(stop.is_set):
+            return work()
+
+    task = asyncio.ensure_future(run_in_threadpool(watched))
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK))[0]:
+            if await gone():
+                stop.set()
+        return task.result()
+    finally:
+        stop.set()  # the server may cancel us instead; the thread goes on until it looks
 
 
 def restore(payload: Mapping[str, Any]) -> dict[str, Any]:
     """{"image": base64 or URL, "reference": the same, optional, "settings": {name: value}} -> picture, line and faces.
 
-    The picture is a base64 PNG of the input's size, alpha kept. One restoration at a time, in the webui's own queue. A bad
-    field or setting raises HTTP 422, a picture that cannot be read what the webui's own routes raise or 422, a failed
-    restoration 500.
+    The picture is a base64 PNG of the input's size, alpha kept. One restoration at a time, in the webui's own queue. HTTP codes
+    say whose mistake it is: 422 for a field, setting, picture or reference photo that the caller can mend, 409 when somebody
+    stopped the job, 500 for what is wrong here.
     """
     from fastapi import HTTPException
 
@@ -61,10 +93,13 @@ def restore(payload: Mapping[str, Any]) -> dict[str, Any]:
     with host.job():
         result = restorer.restore(image, request, reference)
     if result.report.status == "failed":
-        raise HTTPException(500, result.report.note)
+        raise HTTPException(422 if isinstance(result.error, CALLERS) else 500, result.report.note)
+    if result.report.status == "stopped":
+        raise HTTPException(409, "stopped by Interrupt or Skip before it was done; send the picture again")
     return {
         "image": _png(result.image),
         "status": result.report.status,
+        "message": sentence(result.report),
         "info": line(result.report),
         "faces": [_face(face) for face in result.faces],
     }
@@ -80,7 +115,12 @@ def _picture(payload: Mapping[str, Any], name: str) -> Image.Image:
     text = payload.get(name)
     if not isinstance(text, str) or not text:
         raise HTTPException(422, f"{name}: expected a picture as base64 text, got {type(text).__name__}")
-    image = decode_base64_to_image(text)
+    try:
+        image = decode_base64_to_image(text)
+    except HTTPException as error:  # the webui calls every picture it cannot read its own mistake
+        raise HTTPException(422, f"{name}: {error.detail}; expected a base64 picture") from error
+    except Exception as error:  # an address that does not answer, a data: address without a comma
+        raise HTTPException(422, f"{name}: cannot be read ({type(error).__name__}); expected a base64 picture") from error
     try:
         image.load()  # a picture that is cut short opens, and fails only here
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, LafrError) as error:

@@ -9,25 +9,43 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lafr_core.errors import CheckpointError, InputError, MissingPackageError
+from lafr_core.errors import CheckpointError, DownloadError, InputError, LafrError, MissingPackageError
+from lafr_core.faces import detectors, parser
 from lafr_core.faces.crop import crop_faces, place
 from lafr_core.faces.detect import detect_faces
+from lafr_core.faces.detectors import retinaface, scrfd
 from lafr_core.images import photos
 from lafr_core.latent import guidance
 from lafr_core.models import open_models
 from lafr_core.pipeline import ignore_progress
 from lafr_core.settings import RestoreSettings
-from lafr_core.types import Models, Sampler
+from lafr_core.store import assets
+from lafr_core.types import Models, Parser, Sampler
 
 from . import host, loaded
 from .sampling import FewSteps, Guide, GuidedPrior, OneStep
 from .settings import EngineSettings, Request
+
+DOWNLOAD = "lafr_download"
+"""The webui's name of the setting that allows downloads of third-party face networks; off until somebody switches it on."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What carries out one request."""
+
+    models: Models
+    settings: RestoreSettings
+    """The request's, but for what cannot be had here."""
+    notes: tuple[str, ...] = ()
+    """Sentences: what is done instead of what was asked."""
 
 
 @dataclass
@@ -35,59 +53,108 @@ class Cache:
     """What is kept between pictures: one set of starter models and one reference photo's embedding, never more."""
 
     key: tuple[Any, ...] | None = None
-    models: Models | None = None
+    opened: Opened | None = None
     reference_key: tuple[Any, ...] | None = None
     reference: Tensor | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def clear(self) -> None:
         """Let everything go; the next restoration loads again."""
-        self.key = self.models = self.reference_key = self.reference = None
+        self.key = self.opened = self.reference_key = self.reference = None
 
 
 CACHE = Cache()
 
 
 @contextlib.contextmanager
-def opened(request: Request, reference: Image.Image | None = None) -> Iterator[tuple[Models, str]]:
-    """Models for ``request`` and a note: '' or one sentence on what is done instead of what was asked.
+def opened(request: Request, reference: Image.Image | None = None) -> Iterator[Opened]:
+    """The models that carry out ``request``.
 
-    A checkpoint that cannot be used is no error: the starter does the work and the note says why. Call it and use the models
-    under :func:`lafr_webui.host.neutral`. Raises LafrError when the starter's files are damaged, when identity guidance has
+    What cannot be used here is no error: a checkpoint gives way to the starter, a detector to LAFR's own, mask "parse" to
+    "oval", and a note says why. Call it and use the models under :func:`lafr_webui.host.neutral`.
+    Raises LafrError when the starter's files are damaged, when identity guidance has
     no embedder or when the reference photo shows no face.
     """
-    models = starter_parts(request.restore)
+    starter = starter_parts(request.restore)
+    models = starter.models
     person = (
         reference_embedding(reference, models, request.restore) if reference is not None and request.engine.identity else None
     )
     with contextlib.ExitStack() as stack:
-        note = ""
         if request.engine.engine == "checkpoint":
             try:
                 checkpoint = stack.enter_context(loaded.checkpoint(request.engine.lora))
             except CheckpointError as error:
-                note = f"starter engine used ({error})"
+                starter = replace(starter, notes=(*starter.notes, f"starter engine used ({error})"))
             else:
                 models = replace(models, vae=checkpoint.vae, prior=None)
                 guide = _guide(models, request.engine, person)
-                yield replace(models, sampler=_sampler(checkpoint, request.engine, guide)), note
+                yield replace(starter, models=replace(models, sampler=_sampler(checkpoint, request.engine, guide)))
                 return
         guide = _guide(models, request.engine, person)
         if guide is not None and models.prior is not None:
             models = replace(models, sampler=GuidedPrior(models.prior, guide))
-        yield models, note
+        yield replace(starter, models=models)
 
 
-def starter_parts(settings: RestoreSettings) -> Models:
-    """The starter models on the webui's device, loaded once. Without facexlib's parser, mask "parse" raises
-    MissingPackageError later.
-    """
-    key = (settings.detector, settings.mask == "parse", host.device())
+def starter_parts(settings: RestoreSettings) -> Opened:
+    """The starter models on the webui's device, loaded once, with the detector and parser that the settings ask for."""
+    folders, download = host.weight_folders(), bool(host.setting(DOWNLOAD, False))
+    key = (settings.detector, settings.mask == "parse", host.device(), folders, download)
     with CACHE.lock:
-        if CACHE.models is None or CACHE.key != key:
+        if CACHE.opened is None or CACHE.key != key:
             CACHE.clear()
-            CACHE.key, CACHE.models = key, open_models(settings, device=key[2])
-        return CACHE.models
+            CACHE.opened, CACHE.key = _open(settings, key[2], folders, download), key
+        return replace(CACHE.opened, settings=replace(settings, mask=_mask(settings, CACHE.opened.models)))
+
+
+def _open(settings: RestoreSettings, device: torch.device, folders: tuple[Path, ...], download: bool) -> Opened:
+    """The starter's networks with the detector and parser of ``settings``, or with what takes their place and a note."""
+    detector, missing = _detector(settings.detector, folders, download)
+    notes = [missing] if missing else []
+    wanted = replace(settings, detector=detector, mask="oval")
+    try:
+        opened = open_models(wanted, device=device, folders=folders)
+    except (CheckpointError, MissingPackageError, DownloadError) as error:
+        if detector == "starter":
+            raise  # these are our own files
+        opened = open_models(replace(wanted, detector="starter"), device=device, folders=folders)
+        notes.append(f"LAFR's own detector used ({error})")
+    if settings.mask == "parse":
+        try:
+            opened = replace(opened, parser=_parser(device, folders, download))
+        except LafrError as error:
+            notes.append(f"mask oval used ({error})")
+    return Opened(opened, settings, tuple(notes))
+
+
+def _detector(name: str, folders: tuple[Path, ...], download: bool) -> tuple[str, str]:
+    """The detector to open and a note: one without weights here gives way to the best at hand unless it may be downloaded."""
+    if name in ("auto", "starter") or download or detectors.find_weights(name, folders) is not None:
+        return name, ""
+    file = (scrfd.FILES if name == "scrfd" else retinaface.VARIANTS[name].files)[0]
+    return "auto", f"detector auto used ({_where(file, folders)})"
+
+
+def _parser(device: torch.device, folders: tuple[Path, ...], download: bool) -> Parser:
+    """Facexlib's face parser. Raises LafrError when weights or package are missing, or the file is not the published one."""
+    found = next((path for file in parser.FILES if (path := assets.find(file, folders)) is not None), None)
+    if found is None and download:
+        found = assets.fetch(assets.ASSETS[parser.FILES[0]])
+    if found is None:
+        raise CheckpointError(_where(parser.FILES[0], folders))
+    opened = parser.open_parser(assets.check(found, assets.ASSETS[found.name]), device)
+    assert opened is not None  # a given path works or raises
+    return opened
+
+
+def _where(file: str, folders: tuple[Path, ...]) -> str:
+    folder = folders[0] if folders else assets.download_folder()
+    return f"{file} is not here; put it into {folder} or allow downloads on the settings page LAFR"
+
+
+def _mask(settings: RestoreSettings, opened: Models) -> str:
+    return "oval" if settings.mask == "parse" and opened.parser is None else settings.mask
 
 
 def reference_embedding(photo: Image.Image, models: Models, settings: RestoreSettings) -> Tensor:

@@ -8,8 +8,8 @@ from PIL import Image
 
 from lafr_core.errors import SettingsError
 
-from . import host, panel, restorer
-from .infotext import KEY, line, report
+from . import host, panel, record, restorer
+from .infotext import KEY, report
 from .settings import Request
 
 
@@ -25,7 +25,7 @@ def ui() -> dict[str, Any]:
 
 
 def process(pp: Any, enable: Any = None, reference: Image.Image | None = None, **values: Any) -> None:
-    """Restore ``pp.image`` in place of the old one and leave the LAFR line in ``pp.info``. Never raises.
+    """Restore ``pp.image`` in place of the old one and leave a sentence about it in ``pp.info``. Never raises.
 
     ``enable`` None is off: the host's extras API calls scripts it does not know with None for everything. Any other None is
     the default.
@@ -36,16 +36,16 @@ def process(pp: Any, enable: Any = None, reference: Image.Image | None = None, *
         request = Request.from_mapping(values)
     except SettingsError as error:
         host.log.warning("LAFR: %s", error)
-        pp.info[KEY] = line(report("failed", Request(), note=str(error)))
+        pp.info[KEY] = record.shown(report("failed", Request(), note=str(error)))
         return
     try:
         pp.image.load()
     except Exception as error:
         # A cut-short file opens, and fails only now. Saving it would raise in the webui's loop and end the whole batch there.
         host.log.warning("LAFR: picture left out, damaged or cut short (%s)", error)
-        pp.info[KEY] = line(report("failed", request, note=f"damaged or cut short ({error})"))
+        pp.info[KEY] = record.shown(report("failed", request, note=f"damaged or cut short ({error})"))
         host.skip_picture()
         return
     result = restorer.restore(pp.image, request, reference)
     pp.image = result.image
-    pp.info[KEY] = line(result.report)
+    pp.info[KEY] = record.shown(result.report)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lafr_core.errors import CheckpointError, InputError
+from lafr_core.errors import CheckpointError
 from lafr_core.latent.guidance import ordinary
 from lafr_core.latent.spec import FAMILIES
 from lafr_core.types import LatentSpec
@@ -168,5 +168,5 @@ def with_lora(unet: Any, name: str) -> Any:
 
 def _finite(tensor: Tensor) -> Tensor:
     if not bool(tensor.isfinite().all()):
-        raise InputError("checkpoint: gave NaN or infinite values; run VAE and UNet in fp32 or bf16")
+        raise CheckpointError("checkpoint: gave NaN or infinite values; run VAE and UNet in fp32 or bf16")
     return tensor

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,22 @@ from lafr_core.errors import Cancelled
 from lafr_core.types import Progress
 
 log = logging.getLogger("lafr")
+
+_gone: ContextVar[Callable[[], bool] | None] = ContextVar("gone", default=None)
+"""Tells whether the one who asked has gone, where somebody asks over the network."""
+
+FACE_FOLDERS = (
+    "GFPGAN",
+    "Codeformer",
+    "facexlib",
+    "facedetection",
+    "facerestore_models",
+    "insightface/models/buffalo_l",
+    "lafr",
+)
+"""Folders under the webui's ``models`` where it and its extensions keep face networks."""
+OLD_FOLDERS = ("gfpgan/weights", "repositories/CodeFormer/weights/facelib")
+"""The same under the webui's own folder, in versions before 1.7."""
 
 
 def device() -> torch.device:
@@ -38,12 +57,37 @@ def neutral(where: torch.device) -> Iterator[None]:
         yield
 
 
+def weight_folders() -> tuple[Path, ...]:
+    """Folders of this webui that may hold RetinaFace, ParseNet and their like, existing ones only: the switches' first."""
+    from modules import paths_internal, shared
+
+    told = [getattr(shared.cmd_opts, name, None) for name in ("gfpgan_models_path", "codeformer_models_path", "gfpgan_dir")]
+    file = getattr(shared.cmd_opts, "gfpgan_model", None)
+    folders = [Path(folder) for folder in [*told, os.path.dirname(file) if file else None] if folder]
+    folders += [Path(paths_internal.models_path, name) for name in FACE_FOLDERS]
+    folders += [Path(paths_internal.script_path, name) for name in OLD_FOLDERS]
+    return tuple(dict.fromkeys(folder for folder in folders if folder.is_dir()))
+
+
+@contextlib.contextmanager
+def asked_by(gone: Callable[[], bool]) -> Iterator[None]:
+    """While this is open, :func:`poll` also stops when ``gone`` says that nobody waits for the result any more."""
+    token = _gone.set(gone)
+    try:
+        yield
+    finally:
+        _gone.reset(token)
+
+
 def poll() -> None:
-    """Raise Cancelled when Interrupt or Skip was pressed. "Stop after this image" (``stopping_generation``) lets a picture
-    finish.
+    """Raise Cancelled when Interrupt or Skip was pressed, or the client has gone. "Stop after this image"
+    (``stopping_generation``) lets a picture finish.
     """
     from modules import shared
 
+    gone = _gone.get()
+    if gone is not None and gone():
+        raise Cancelled("stopped: the client has gone")
     if getattr(shared.state, "interrupted", False) or getattr(shared.state, "skipped", False):
         raise Cancelled("stopped by Interrupt or Skip")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lafr_core.errors import SettingsError
 
-from . import host, panel
+from . import engine, host, panel
 from .settings import Request, options
 
 SECTION = ("lafr", "LAFR")
@@ -27,6 +27,8 @@ def add_to(opts: Any) -> None:
         label = f"{option.label}: {arguments.pop('info')}"
         info = shared.OptionInfo(default, label, getattr(gr, kind), arguments, section=SECTION)
         opts.add_option(key(name), info)
+    label = "Download missing face networks: a detector or parser that was chosen and is not here comes from facexlib's address"
+    opts.add_option(engine.DOWNLOAD, shared.OptionInfo(False, label, gr.Checkbox, {}, section=SECTION))
 
 
 def request() -> Request:

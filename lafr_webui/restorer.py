@@ -29,6 +29,8 @@ class Result:
     """
     report: Report
     faces: tuple[Face, ...] = ()
+    error: Exception | None = None
+    """What stopped it, where the status is "failed"."""
 
 
 def restore(image: Image.Image, request: Request, reference: Image.Image | None = None) -> Result:
@@ -40,29 +42,32 @@ def restore(image: Image.Image, request: Request, reference: Image.Image | None 
     try:
         return _restore(image, request, reference)
     except Cancelled:
+        host.free_memory()
         return Result(image, report("stopped", request))
     except LafrError as error:
         host.log.warning("LAFR: %s", error)
-        return Result(image, report("failed", request, note=str(error)))
-    except torch.cuda.OutOfMemoryError:
+        return Result(image, report("failed", request, note=str(error)), error=error)
+    except torch.cuda.OutOfMemoryError as error:
         engine.CACHE.clear()
         host.free_memory()
         host.log.warning("LAFR: out of GPU memory")
-        return Result(image, report("failed", request, note="out of GPU memory; lower 'Faces at a time'"))
+        return Result(image, report("failed", request, note="out of GPU memory; lower 'Faces at a time'"), error=error)
     except Exception as error:  # an image decoder or a host hook can raise anything
         host.report("LAFR", error)
-        return Result(image, report("failed", request, note=f"{type(error).__name__} {error}"))
+        return Result(image, report("failed", request, note=f"{type(error).__name__} {error}"), error=error)
 
 
 def _restore(image: Image.Image, request: Request, reference: Image.Image | None) -> Result:
     host.poll()
     if request.restore.strength == 0:
         return Result(image, report("ok", request))
-    with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference) as (models, note):
+    with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference) as opened:
         photo = photos.from_pil(_bare(image))
-        done = restore_faces(photo.pixels[None], models, request.restore, progress=progress)
+        done = restore_faces(photo.pixels[None], opened.models, opened.settings, progress=progress)
+        (found,), notes = done.found, [*done.left_out(0, opened.settings), *opened.notes]
         if not done.faces:
-            return Result(image, report("no face", request, note=note))
+            status = "none selected" if found else "no face"
+            return Result(image, report(status, request, note="; ".join(notes), found=found))
         restored = photos.to_pil(replace(photo, pixels=done.images[0]))
     restored.info = dict(image.info)
     if image.mode in ("RGB", "RGBA", "L", "LA") and restored.mode != image.mode:
@@ -70,7 +75,8 @@ def _restore(image: Image.Image, request: Request, reference: Image.Image | None
     if host.setting("face_restoration_unload", False):
         engine.CACHE.clear()
         host.free_memory()
-    return Result(restored, report("ok", request, done.faces, note or _warning(done.faces, request)), done.faces)
+    notes += filter(None, [_warning(done.faces, request)])
+    return Result(restored, report("ok", request, done.faces, "; ".join(notes), found), done.faces)
 
 
 def _bare(image: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,15 +58,15 @@ class FacexlibParser:
         return torch.isin(labels, face).float().to(crops.device)
 
 
-def open_parser(path: Path | None, device: torch.device) -> Parser | None:
+def open_parser(path: Path | None, device: torch.device, folders: Sequence[Path] = ()) -> Parser | None:
     """The face parser, or None when neither weights nor facexlib are at hand.
 
-    path None: the first of ``parsing_parsenet.pth`` and ``parsing_bisenet.pth`` found in the model folders; its sha256 must
-    be facexlib's. A given ``path`` must work: CheckpointError when it is missing, damaged or of another network,
+    path None: the first of ``parsing_parsenet.pth`` and ``parsing_bisenet.pth`` in ``folders`` or the usual model folders; its
+    sha256 must be facexlib's. A given ``path`` must work: CheckpointError when it is missing, damaged or of another network,
     MissingPackageError without facexlib.
     """
     if path is None:
-        found = next((file for file in map(assets.find, FILES) if file is not None), None)
+        found = next((path for file in FILES if (path := assets.find(file, folders)) is not None), None)
         if found is None:
             return None
         try:

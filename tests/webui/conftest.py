@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,12 @@ NEEDS_FORGE = pytest.mark.skipif(not FORGE_ROOT, reason="FORGE_ROOT (a stable-di
 
 
 @pytest.fixture(params=["stub", pytest.param("forge", marks=NEEDS_FORGE)])
-def webui(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Webui]:
+def webui(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Webui]:
     """A webui whose script runner is a stub with A1111's contract, and again with Forge's own runner."""
     monkeypatch.syspath_prepend(str(ROOT))
     from lafr_webui import engine
 
-    yield Webui(monkeypatch, request.param == "forge")
+    yield Webui(monkeypatch, request.param == "forge", tmp_path / "webui")
     engine.CACHE.clear()
 
 

@@ -59,7 +59,7 @@ def main() -> None:
     if toy:
         from webui_fakes import toy_parts
 
-        engine.open_models = lambda settings, *, device: toy_parts()
+        engine.open_models = lambda settings, **_: toy_parts()
         print("starter weights are not in this clone: toy networks instead")
 
     plain = restorer.restore_faces

@@ -10,13 +10,12 @@ import types
 import pytest
 import torch
 from torch import nn
-from webui_fakes import Webui, photo
+from webui_fakes import Webui, info, photo
 
-from lafr_core.errors import CheckpointError, InputError
+from lafr_core.errors import CheckpointError
 from lafr_core.latent import prediction
 from lafr_core.pipeline import restore_pixels
 from lafr_webui import a1111, engine, host, loaded
-from lafr_webui.infotext import KEY, parse
 from lafr_webui.settings import Request
 
 ALPHAS = prediction.alphas_cumprod().float()
@@ -110,9 +109,9 @@ def pixels():
 def finished(values, pixels):
     """Small crops through the parts that the request opens."""
     request = Request.from_mapping({"engine": "checkpoint", **values})
-    with host.neutral(torch.device("cpu")), engine.opened(request) as (opened, note):
-        assert note == ""
-        return restore_pixels(pixels, opened, request.restore.fidelity)
+    with host.neutral(torch.device("cpu")), engine.opened(request) as opened:
+        assert opened.notes == ()
+        return restore_pixels(pixels, opened.models, request.restore.fidelity)
 
 
 def test_encoding_is_the_scaled_mode(webui, pixels):
@@ -193,7 +192,7 @@ def test_extras_with_the_loaded_checkpoint(webui, parts):
     assert not loaded.is_forge()
     runner, image = webui.runner(), photo()
     pp = webui.run(image, {"enable": True, "engine": "checkpoint"}, runner)
-    report = parse(pp.info[KEY])
+    report = info(pp)
     assert report.status == "ok" and "starter" not in report.note, report.note
     assert pp.image.tobytes() not in (image.tobytes(), webui.run(image, {"enable": True}, runner).image.tobytes())
 
@@ -224,7 +223,7 @@ def test_other_models_fall_back_to_the_starter_and_say_so(webui, parts, build, m
     webui.shared.sd_model = build()
     runner = webui.runner()
     pp = webui.run(photo(), {"enable": True, "engine": "checkpoint"}, runner)
-    report = parse(pp.info[KEY])
+    report = info(pp)
     assert report.status == "ok" and "starter engine used" in report.note and message in report.note
     assert pp.image.tobytes() == webui.run(photo(), {"enable": True}, runner).image.tobytes()
 
@@ -242,14 +241,14 @@ def test_a_webui_without_any_checkpoint(webui, parts, error):
     vars(shared).update({k: v for k, v in vars(webui.shared).items() if k != "sd_model"})
     sys.modules["modules.shared"] = webui.modules.shared = shared
     webui.shared = shared
-    report = parse(webui.run(photo(), {"enable": True, "engine": "checkpoint"}).info[KEY])
+    report = info(webui.run(photo(), {"enable": True, "engine": "checkpoint"}))
     assert report.status == "ok" and "cannot load one" in report.note
 
 
 def test_nan_from_a_half_vae_names_the_switch(webui, pixels):
     model = webui.shared.sd_model
     model.first_stage_model.down.weight.data.fill_(float("nan"))
-    with torch.no_grad(), pytest.raises(InputError, match="--no-half-vae"):
+    with torch.no_grad(), pytest.raises(CheckpointError, match="--no-half-vae"):
         a1111.A1111Vae(model).encode(pixels)
 
 

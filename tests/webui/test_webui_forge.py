@@ -7,13 +7,12 @@ import types
 
 import pytest
 import torch
-from webui_fakes import FORGE_ROOT, ToyEmbedder, Webui, photo
+from webui_fakes import FORGE_ROOT, ToyEmbedder, Webui, info, photo
 
 from lafr_core.errors import CheckpointError
 from lafr_core.latent import prediction
 from lafr_core.pipeline import restore_pixels
 from lafr_webui import engine, forge, host, loaded
-from lafr_webui.infotext import KEY, parse
 from lafr_webui.sampling import FewSteps, Guide, OneStep
 from lafr_webui.settings import Request
 
@@ -137,7 +136,7 @@ def test_extras_with_the_loaded_checkpoint(forge_webui, parts, values):
     runner = forge_webui.runner()
     starter = forge_webui.run(image, {"enable": True}, runner)
     pp = forge_webui.run(image, {"enable": True, "engine": "checkpoint", **values}, runner)
-    report = parse(pp.info[KEY])
+    report = info(pp)
     assert (report.status, report.found, report.request.engine.engine) == ("ok", 1, "checkpoint"), (
         report.note,
         forge_webui.shown,
@@ -149,9 +148,9 @@ def test_extras_with_the_loaded_checkpoint(forge_webui, parts, values):
 def finished(values, pixels):
     """Small crops through the parts that the request opens, as the pipeline would send 512 ones."""
     request = Request.from_mapping({"engine": "checkpoint", **values})
-    with host.neutral(torch.device("cpu")), engine.opened(request) as (opened, note):
-        assert note == ""
-        return restore_pixels(pixels, opened, request.restore.fidelity)
+    with host.neutral(torch.device("cpu")), engine.opened(request) as opened:
+        assert opened.notes == ()
+        return restore_pixels(pixels, opened.models, request.restore.fidelity)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ def test_no_checkpoint_falls_back_to_the_starter(forge_webui, parts):
     forge_webui.models.available = False
     runner = forge_webui.runner()
     pp = forge_webui.run(photo(), {"enable": True, "engine": "checkpoint"}, runner)
-    report = parse(pp.info[KEY])
+    report = info(pp)
     assert report.status == "ok" and "starter engine used" in report.note and "You do not have any model" in report.note
     assert pp.image.tobytes() == forge_webui.run(photo(), {"enable": True}, runner).image.tobytes()
 

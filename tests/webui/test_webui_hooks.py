@@ -78,7 +78,7 @@ def test_the_page_holds_every_setting_with_its_default(webui):
     (add,) = webui.callbacks["ui_settings"]
     add()
     labels = webui.shared.opts.data_labels
-    assert set(labels) == {f"lafr_{name}" for name in options()}
+    assert set(labels) == {"lafr_download", *(f"lafr_{name}" for name in options())}
     for name, (option, default) in options().items():
         info = labels[f"lafr_{name}"]
         assert info.default == default and info.section == ("lafr", "LAFR") and info.label == f"{option.label}: {option.help}"
@@ -149,7 +149,7 @@ def test_route_takes_a_reference_photo(client, parts):
     image, here = photo(), client()
     other = base64_png(Image.effect_noise((160, 120), 90).convert("RGB"))
     answer = here.post("/lafr/restore", json={"image": base64_png(image), "reference": other, "settings": {"identity": 1.0}})
-    assert answer.status_code == 500 and "reference photo: no face found" in answer.json()["detail"]
+    assert answer.status_code == 422 and "reference photo: no face found" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_route_takes_a_reference_photo(client, parts):
     [
         ({}, 422, "image: expected a picture as base64 text, got NoneType"),
         ({"image": 3}, 422, "got int"),
-        ({"image": "http://10.0.0.1/x.png"}, 500, "Requests not allowed"),
-        ({"image": "bm90IGFuIGltYWdl"}, 500, "Invalid encoded image"),
+        ({"image": "http://10.0.0.1/x.png"}, 422, "Requests not allowed"),
+        ({"image": "bm90IGFuIGltYWdl"}, 422, "Invalid encoded image"),
         ({"image": base64_png(photo())[:400]}, 422, "damaged or cut short"),
         ({"image": base64_png(photo()), "settings": {"fidelty": 1}}, 422, "did you mean 'fidelity'"),
         ({"image": base64_png(photo()), "settings": {"fidelity": 2}}, 422, "fidelity: expected 0.0 to 1.0, got 2"),
@@ -188,3 +188,67 @@ def test_a_host_without_fastapi_still_starts(webui, monkeypatch):
     webui.load()
     webui.callbacks["app_started"][0](None, types.SimpleNamespace())
     assert any("API route" in text for text in webui.shown)
+
+
+@pytest.mark.parametrize("field", ["image", "reference"])
+@pytest.mark.parametrize("text", ["data:image/png;base64", "data:image/png", "data:,"])
+def test_route_calls_a_broken_data_address_the_callers(client, parts, webui, field, text):
+    here = client()
+
+    def decode(encoding):  # as A1111 and Forge do
+        if encoding.startswith("data:image/"):
+            encoding = encoding.split(";")[1].split(",")[1]
+        return Image.open(io.BytesIO(base64.b64decode(encoding)))
+
+    webui.modules.api.api.decode_base64_to_image = decode
+    answer = here.post("/lafr/restore", json={"image": base64_png(photo()), field: text})
+    assert answer.status_code == 422 and f"{field}: cannot be read" in answer.json()["detail"]
+
+
+def test_route_says_that_it_was_stopped(client, webui, parts, monkeypatch):
+    vae, here = parts.parts.vae, client()
+    plain = vae.decode
+    monkeypatch.setattr(vae, "decode", lambda z: setattr(webui.shared.state, "interrupted", True) or plain(z))
+    answer = here.post("/lafr/restore", json={"image": base64_png(photo())})
+    assert answer.status_code == 409 and answer.json()["detail"].startswith("stopped")
+
+
+@pytest.mark.parametrize(("error", "status"), [("InputError", 422), ("CheckpointError", 500), ("MissingPackageError", 500)])
+def test_route_says_whose_mistake_it_was(client, parts, monkeypatch, error, status):
+    from lafr_core import errors
+    from lafr_webui import restorer
+
+    def fail(*args, **kwargs):
+        raise getattr(errors, error)("images: too many pixels")
+
+    monkeypatch.setattr(restorer, "restore_faces", fail)
+    answer = client().post("/lafr/restore", json={"image": base64_png(photo())})
+    assert (answer.status_code, answer.json()["detail"]) == (status, "images: too many pixels")
+
+
+def test_work_nobody_waits_for_is_stopped(monkeypatch):
+    import asyncio
+    import time
+
+    pytest.importorskip("starlette", reason="starlette (requirements-dev.txt) is not installed")
+    from lafr_core.errors import Cancelled
+    from lafr_webui import api, host
+
+    monkeypatch.setattr(api, "LOOK", 0.01)
+    monkeypatch.setitem(__import__("sys").modules, "modules", types.SimpleNamespace(shared=types.SimpleNamespace(state=None)))
+    looks = []
+
+    async def gone():
+        looks.append(1)
+        return len(looks) > 2
+
+    def work():
+        for _ in range(500):
+            host.poll()
+            time.sleep(0.01)
+        return "done"
+
+    with pytest.raises(Cancelled, match="client has gone"):
+        asyncio.run(api.while_connected(work, gone))
+    assert asyncio.run(api.while_connected(lambda: "done", gone)) == "done"
+    host.poll()  # other threads are not stopped

@@ -43,12 +43,14 @@ def requests(draw):
     return Request.from_mapping(values)
 
 
+SCORES = st.lists(st.none() | st.integers(-100, 100).map(lambda n: n / 100), max_size=5).map(tuple)
 REPORTS = st.builds(
     Report,
     status=st.sampled_from(infotext.STATUSES),
     request=requests(),
     found=st.integers(0, 500),
-    alike=st.lists(st.integers(-100, 100).map(lambda n: n / 100), max_size=5).map(tuple),
+    restored=st.integers(0, 500),
+    **dict.fromkeys(infotext.SCORES, SCORES),
     note=st.text(max_size=80),
 )
 
@@ -115,8 +117,11 @@ def test_line_survives_the_hosts_own_grammar(report_):
 
 def test_line_is_what_people_may_rely_on():
     request = Request.from_mapping({"fidelity": 0.3, "faces": "0,2"})
-    text = line(Report("ok", request, found=2, alike=(0.71, 0.64), version="0.1.0"))
-    assert text == "version=0.1.0; status=ok; found=2; alike=0.71 0.64; engine=starter; faces=0%2C2; fidelity=0.3"
+    text = line(Report("ok", request, found=3, restored=2, change=(0.71, None), trust=(0.8, 0.4), version="0.1.0"))
+    assert text == (
+        "version=0.1.0; status=ok; found=3; restored=2; change=0.71 -; trust=0.80 0.40; engine=starter; "
+        "faces=0%2C2; fidelity=0.3"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "GFPGAN visibility: 1.0", "version=1; status=fine; found=0; engine=starter"])
@@ -137,7 +142,7 @@ def test_report_takes_the_cosines_of_the_faces_that_have_one():
     from dataclasses import replace
 
     made = report("ok", Request(), [replace(face, change=0.71234), face])
-    assert (made.found, made.alike) == (2, (0.71,))
+    assert (made.found, made.restored, made.change, made.likeness) == (2, 2, (0.71, None), ())
 
 
 def test_every_setting_is_on_the_panel_once():

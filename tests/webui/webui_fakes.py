@@ -152,9 +152,9 @@ class Runner:
 class Webui:
     """One webui in ``sys.modules``: built by the ``webui`` fixture, which takes it away again."""
 
-    def __init__(self, monkeypatch: Any, real_runner: bool) -> None:
+    def __init__(self, monkeypatch: Any, real_runner: bool, folder: Path = Path("nowhere")) -> None:
         self.shown: list[str] = []
-        self.callbacks: dict[str, list[Any]] = {"ui_settings": [], "app_started": []}
+        self.callbacks: dict[str, list[Any]] = {"ui_settings": [], "app_started": [], "before_image_saved": []}
         self.real_runner = real_runner
         for name in [name for name in sys.modules if name == "modules" or name.startswith("modules.")]:
             monkeypatch.delitem(sys.modules, name)
@@ -195,6 +195,8 @@ class Webui:
             get_device_for=lambda task: torch.device("cpu"),
             get_optimal_device=lambda: torch.device("cpu"),
         )
+        self.folder = folder
+        put("paths_internal", models_path=str(folder / "models"), script_path=str(folder))
         self.call_queue = put("call_queue", queue_lock=threading.Lock())
         self.sd_models = put("sd_models")
         self.ui_components = put("ui_components", InputAccordion=lambda value=None, **kw: Component(value=value, **kw))
@@ -202,6 +204,7 @@ class Webui:
             "script_callbacks",
             on_ui_settings=self.callbacks["ui_settings"].append,
             on_app_started=self.callbacks["app_started"].append,
+            on_before_image_saved=self.callbacks["before_image_saved"].append,
         )
         if real_runner:
             from modules import errors, scripts_postprocessing
@@ -318,3 +321,13 @@ def photo(size: tuple[int, int] = (160, 120), faces: int = 1, mode: str = "RGB",
     if mode == "RGBA":
         image.putalpha(Image.linear_gradient("L").resize(size))
     return image if image.mode == mode else image.convert(mode)
+
+
+def info(pp: Any) -> Any:
+    """The report behind what the webui would write into the picture's file."""
+    from lafr_webui.infotext import KEY, parse
+    from lafr_webui.record import before_saved
+
+    params = types.SimpleNamespace(pnginfo={"extras": f"{KEY}: {pp.info[KEY]}"})
+    before_saved(params)
+    return parse(params.pnginfo["extras"].removeprefix(f"{KEY}: "))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,12 +26,14 @@ _PACKAGES = {
 }
 
 
-def open_detector(name: str, *, weights: Path | None = None, device: torch.device | str = "cpu") -> Detector:
+def open_detector(
+    name: str, *, weights: Path | None = None, device: torch.device | str = "cpu", folders: Sequence[Path] = ()
+) -> Detector:
     """The detector called ``name`` (one of settings.DETECTORS) on ``device``.
 
     ``auto`` opens the best one whose weights and package are at hand and downloads nothing. A detector asked for by name whose
     weights are not at hand is downloaded where that is allowed (:func:`lafr_core.store.assets.fetch`). ``weights`` names the
-    file to use instead; with ``auto`` its kind decides the detector.
+    file to use instead; with ``auto`` its kind decides the detector. ``folders`` are looked into before the usual ones.
     Raises SettingsError for an unknown name, CheckpointError for a missing or wrong file, MissingPackageError for a missing
     package, DownloadError when a download fails.
     """
@@ -38,8 +41,8 @@ def open_detector(name: str, *, weights: Path | None = None, device: torch.devic
         raise SettingsError(f"detector: expected one of {', '.join(DETECTORS)}, got {name!r}")
     device = torch.device(device)
     if name == "auto":
-        name = _kind_of(Path(weights)) if weights is not None else best_at_hand()
-    path = Path(weights) if weights is not None else find_weights(name)
+        name = _kind_of(Path(weights)) if weights is not None else best_at_hand(folders)
+    path = Path(weights) if weights is not None else find_weights(name, folders)
     if name == "starter":
         return open_starter(path or assets.bundled("detector"), device)
     if name == "scrfd":
@@ -47,20 +50,20 @@ def open_detector(name: str, *, weights: Path | None = None, device: torch.devic
     return open_retinaface(name, path or assets.fetch(VARIANTS[name].asset), device)
 
 
-def find_weights(name: str) -> Path | None:
-    """The weight file of detector ``name`` on this machine, or None. Downloads nothing."""
+def find_weights(name: str, folders: Sequence[Path] = ()) -> Path | None:
+    """The weight file of detector ``name`` on this machine, ``folders`` first, or None. Downloads nothing."""
     if name == "starter":
         path = assets.bundled("detector")
         return path if path.is_file() else None
     files = FILES if name == "scrfd" else VARIANTS[name].files
-    return next((path for path in map(assets.find, files) if path is not None), None)
+    return next((found for file in files if (found := assets.find(file, folders)) is not None), None)
 
 
-def best_at_hand() -> str:
-    """The detector that ``auto`` means on this machine."""
+def best_at_hand(folders: Sequence[Path] = ()) -> str:
+    """The detector that ``auto`` means on this machine, ``folders`` looked into as well."""
     for name in BEST_FIRST:
         installed = all(importlib.util.find_spec(package) is not None for package in _PACKAGES.get(name, ()))
-        if installed and find_weights(name) is not None:
+        if installed and find_weights(name, folders) is not None:
             return name
     return "starter"  # opening it says what is missing
 

@@ -8,9 +8,7 @@ import io
 import numpy as np
 import psutil
 from PIL import Image
-from webui_fakes import photo
-
-from lafr_webui.infotext import KEY, parse
+from webui_fakes import info, photo
 
 
 def cut_short():
@@ -31,7 +29,7 @@ def run_batch(webui, images, values):
             continue
         stream = io.BytesIO()
         pp.image.save(stream, "PNG")  # raises for a picture that is cut short
-        out.append((stream.getvalue(), parse(pp.info[KEY])))
+        out.append((stream.getvalue(), info(pp)))
     return out
 
 

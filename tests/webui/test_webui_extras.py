@@ -284,7 +284,6 @@ def test_models_are_loaded_once_and_given_back_when_asked(webui, parts):
         {"mask": "square"},
         {"feather": 0.4},
         {"color": 0.0},
-        {"identity": 2.0},
         {"max_face": 10},
         {"min_face": 500},
     ],

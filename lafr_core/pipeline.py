@@ -15,10 +15,10 @@ from torch import Tensor
 from .errors import InputError
 from .faces import color, grain
 from .faces.crop import crop_faces, place
-from .faces.detect import choice_note, find_faces
+from .faces.detect import find_faces, left_out
 from .faces.identity import cosine
 from .faces.masks import check_parser
-from .faces.paste import paste_into
+from .faces.paste import check_keep, paste_into
 from .settings import RestoreSettings
 from .types import Box, Face, Models, Progress, ignore_progress
 
@@ -43,11 +43,7 @@ class RestoredBatch:
 
     def left_out(self, row: int, settings: RestoreSettings) -> tuple[str, ...]:
         """What of a row was left as it was, in words: faces that the settings left out, boxes without a face. () = nothing."""
-        selected = sum(face.image_index == row for face in self.faces)
-        choice = choice_note(self.found[row] if self.found else selected, selected, settings)
-        empty = [box for at, box in self.faceless if at == row]
-        boxes = [f"box {', '.join(f'{value:.0f}' for value in box)}: no face in it, left alone" for box in empty]
-        return (*filter(None, [choice]), *boxes)
+        return left_out(self.faces, self.found, self.faceless, row, settings)
 
 
 def restore_faces(
@@ -56,16 +52,18 @@ def restore_faces(
     settings: RestoreSettings,
     *,
     boxes: Sequence[Sequence[Box]] | None = None,
+    keep: Tensor | None = None,
     progress: Progress = ignore_progress,
 ) -> RestoredBatch:
     """Detect, restore and paste back every face of a batch of photos of one size.
 
     images: (B, 3, H, W) float RGB in [0, 1], any device. boxes: per photo, hand-given face boxes instead of
-    the detector's search.
+    the detector's search. keep: (B or 1, 1, H, W) in [0, 1], 1 where the photo stays as it is.
     No face is a result, not an error: that photo comes back bit-identical, as does every photo at strength 0.
     """
     check_images(images)
     check_parser(models.parser, settings)
+    check_keep(keep, images)
     found = find_faces(images, models.detector, settings, boxes=boxes, progress=progress)
     faces = [place(face) for face in found.faces]
     pasted, masks = images.clone(), images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
@@ -73,7 +71,7 @@ def restore_faces(
     for start in range(0, len(faces), settings.batch_size):  # crops live for one batch: memory does not grow with the faces
         batch = faces[start : start + settings.batch_size]
         restored, scored = restore_crops(crop_faces(images, batch), batch, models, settings)
-        paste_into(pasted, masks, scored, restored, settings, parser=models.parser)
+        paste_into(pasted, masks, scored, restored, settings, parser=models.parser, keep=keep)
         done += scored
         progress("restore", len(done), len(faces))
     return RestoredBatch(pasted, tuple(done), masks, found.counts, found.faceless)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .align import AlignLatent
+from .compare import Compare
 from .faces import DetectFaces
 from .folder import LoadFolder
 from .guidance import IdentityGuidance
@@ -12,6 +13,7 @@ from .load import LoadAdapter, LoadStarter, register_folder
 from .paste import FacePaste
 from .restore import RestoreFaces
 from .sample import IdentitySampler
+from .samples import SamplePhoto
 from .score import IdentityScore
 
 NODES: list[type[io.ComfyNode]] = [
@@ -25,6 +27,8 @@ NODES: list[type[io.ComfyNode]] = [
     RestoreFaces,
     IdentityScore,
     LoadFolder,
+    SamplePhoto,
+    Compare,
 ]
 """Every node of the pack. Their ids are part of saved workflows: they never change, and inputs are only ever appended."""
 

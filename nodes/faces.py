@@ -7,21 +7,21 @@ from typing import Any
 
 import comfy.model_management as mm
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..lafr_core.errors import InputError
+from ..lafr_core.faces import detect
 from ..lafr_core.faces.crop import crop_faces, place
-from ..lafr_core.faces.detect import detect_faces
 from ..lafr_core.faces.paste import paste_faces
 from ..lafr_core.geometry import CROP_SIZE
 from ..lafr_core.settings import RestoreSettings
-from ..lafr_core.types import Face, Progress
-from .layout import to_boxes, to_image, to_images, to_mask
-from .memory import host_progress
+from ..lafr_core.types import Box, Face, Progress
+from .layout import from_faces, to_boxes, to_image, to_images, to_mask
+from .memory import host_progress, say
 from .networks import open_detector
-from .readout import numbered
-from .widgets import BOUNDING_BOX, FACES, schema, settings_inputs
+from .readout import detection_text, numbered
+from .widgets import BOUNDING_BOX, ESSENTIALS, FACES, boxes_input, schema, settings_inputs
 
 DETECTION = ("detector", "threshold", "min_face", "max_face", "sort", "top_k", "faces", "rotate", "detect_side", "small_faces")
 
@@ -38,6 +38,10 @@ class FaceSet:
     """Number of photos in the batch."""
     size: tuple[int, int]
     """(h, w) of the photos."""
+    counts: tuple[int, ...] = ()
+    """How many faces each photo has, before the settings chose among them."""
+    faceless: tuple[tuple[int, Box], ...] = ()
+    """Hand-given boxes that cover no face: (photo, box)."""
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -47,11 +51,12 @@ def find_faces(images: Tensor, settings: RestoreSettings, boxes: Any = None, pro
     """The faces of (B, 3, H, W), cut out. ``boxes`` per photo replace the detector's search."""
     detector = open_detector(settings.detector)
     detector.load()
-    found = detect_faces(
+    found = detect.find_faces(
         images.to(mm.get_torch_device()), detector.call, settings, boxes=boxes, progress=progress or host_progress()
     )
-    faces = tuple(place(face) for face in found)
-    return FaceSet(faces, crop_faces(images, faces), images.shape[0], (images.shape[-2], images.shape[-1]))
+    faces = tuple(place(face) for face in found.faces)
+    size = (images.shape[-2], images.shape[-1])
+    return FaceSet(faces, crop_faces(images, faces), images.shape[0], size, found.counts, found.faceless)
 
 
 def reference_crops(photos: Tensor) -> Tensor:
@@ -78,11 +83,7 @@ class DetectFaces(io.ComfyNode):  # type: ignore[misc]
             [
                 io.Image.Input("image", tooltip="One photo or a batch of photos of one size."),
                 *settings_inputs(DETECTION, advanced=("min_face", "max_face", "detect_side", "small_faces")),
-                BOUNDING_BOX.Input(
-                    "bounding_boxes",
-                    optional=True,
-                    tooltip="Face boxes drawn by hand or by another node; they replace the search.",
-                ),
+                boxes_input(),
             ],
             [
                 FACES.Output("found", display_name="faces", tooltip="The faces, for the other LAFR nodes. May hold none."),
@@ -96,14 +97,33 @@ class DetectFaces(io.ComfyNode):  # type: ignore[misc]
                     "preview", display_name="preview", tooltip="The photos with boxes, landmarks and the faces' numbers."
                 ),
                 io.Int.Output("count", display_name="count", tooltip="How many faces were found in all photos together."),
+                BOUNDING_BOX.Output(
+                    "boxes", display_name="boxes", tooltip="The faces' boxes, one list a photo, for the host's own box nodes."
+                ),
+                io.String.Output(
+                    "report", display_name="report", tooltip="What was found in each photo, and what the settings left out."
+                ),
             ],
-            ["face detection", "detect face", "crop face", "retinaface", "face restore"],
+            ["face detection", "detect face", "crop face", "retinaface", "face restore", "face boxes", "bbox"],
+            essentials_category=ESSENTIALS,
         )
 
     @classmethod
     def execute(cls, image: Tensor, bounding_boxes: Any = None, **options: Any) -> Any:
-        images = to_images(image)
-        found = find_faces(images, RestoreSettings(**options), to_boxes(bounding_boxes, images.shape[0]))
+        images, settings = to_images(image), RestoreSettings(**options)
+        found = find_faces(images, settings, to_boxes(bounding_boxes, images.shape[0]))
         crops = found.crops if len(found) else images.new_zeros((1, 3, CROP_SIZE, CROP_SIZE))
         _, mask = paste_faces(images, found.faces, torch.ones_like(found.crops), RestoreSettings())
-        return io.NodeOutput(found, to_image(crops), to_mask(mask), to_image(numbered(images, found.faces)), len(found))
+        preview = to_image(numbered(images, found.faces))
+        report = detection_text(found.faces, found.counts, found.faceless, settings)
+        say(report)
+        return io.NodeOutput(
+            found,
+            to_image(crops),
+            to_mask(mask),
+            preview,
+            len(found),
+            from_faces(found.faces, found.photos),
+            report,
+            ui=ui.PreviewImage(preview),
+        )

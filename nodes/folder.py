@@ -12,10 +12,14 @@ from comfy_api.latest import io
 
 from ..lafr_core.errors import ImageFileError, InputError
 from ..lafr_core.images import photos
+from .layout import to_image
 from .memory import host_progress
+from .samples import FACES, damaged
 from .widgets import schema
 
 TOP = "(input folder)"
+SAMPLES = "(sample photos)"
+"""The pack's own damaged photos, so that a batch can be tried before there is a folder."""
 
 
 def folders() -> list[str]:
@@ -26,11 +30,14 @@ def folders() -> list[str]:
         if top.is_dir()
         else []
     )
-    return [TOP, *inside]
+    return [TOP, *inside, SAMPLES]
 
 
 def photos_in(folder: str) -> list[Path]:
-    """The image files of one of :func:`folders`, by name. Raises InputError for any other folder."""
+    """The image files of one of :func:`folders`, by name; none for the samples. Raises InputError for any other
+    folder."""
+    if folder == SAMPLES:
+        return []
     if folder not in folders():
         raise InputError(f"folder: expected a folder inside ComfyUI's input folder, got {folder!r}; choose one from the list")
     path = Path(folder_paths.get_input_directory()) / ("" if folder == TOP else folder)
@@ -44,7 +51,7 @@ class LoadFolder(io.ComfyNode):  # type: ignore[misc]
             "LAFR_LoadFolder",
             "LAFR Load Folder",
             "All photos of a folder inside ComfyUI's input folder, one after the other and each in its own size.",
-            [io.Combo.Input("folder", options=folders(), tooltip="A folder inside ComfyUI's input folder.")],
+            [io.Combo.Input("folder", options=folders(), tooltip="A folder inside the input folder, or the pack's samples.")],
             [
                 io.Image.Output(
                     "images",
@@ -68,6 +75,9 @@ class LoadFolder(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, folder: str) -> Any:
+        if folder == SAMPLES:
+            images = [to_image(damaged(name)[None]) for name in FACES]
+            return io.NodeOutput(images, list(FACES), f"{len(images)} sample photos")
         files = photos_in(folder)
         progress = host_progress()
         images, names, refused = [], [], []

@@ -11,14 +11,16 @@ from typing import Any
 import folder_paths
 import torch
 
-from ..lafr_core.errors import CheckpointError, MissingPackageError
+from ..lafr_core.errors import CheckpointError, DownloadError, LafrError, MissingPackageError
 from ..lafr_core.faces import detectors, identity, parser
 from ..lafr_core.latent import adapter, prior, vae
 from .memory import Managed, opened
 
 FOLDER = "lafr"
-FACE_FOLDERS = (FOLDER, "facerestore_models", "facedetection")
-"""Where detectors and parsers are looked for: our folder, and those that other face packs register."""
+FACE_FOLDERS = (FOLDER, "facerestore_models", "facedetection", "facexlib", "insightface")
+"""Where detectors and parsers are looked for: our folder, and those that other face packs register or make in models/."""
+INSIDE = ("", "models/buffalo_l", "models/antelopev2")
+"""Where in such a folder: insightface keeps its packs two levels down."""
 DETECTOR_FILES = {
     **{name: variant.files for name, variant in detectors.VARIANTS.items()},
     "scrfd": detectors.FILES,
@@ -58,14 +60,29 @@ def open_detector(name: str) -> Managed:
 
 
 def _detector(name: str, weights: Path | None, device: torch.device) -> Any:
-    return detectors.open_detector(name, weights=weights, device=device)
+    try:
+        return detectors.open_detector(name, weights=weights, device=device)
+    except (CheckpointError, DownloadError) as error:
+        raise _with_folders(error, DETECTOR_FILES.get(name, ())) from error
+
+
+def face_folders() -> list[Path]:
+    """The host's folders for face models, registered or only there by name, in the order they are searched."""
+    known = [folder_paths.get_folder_paths(name) for name in FACE_FOLDERS if name in folder_paths.folder_names_and_paths]
+    plain = [str(Path(folder_paths.models_dir) / name) for name in FACE_FOLDERS]
+    return [Path(folder) for folder in dict.fromkeys([*(folder for folders in known for folder in folders), *plain])]
 
 
 def host_file(names: Iterable[str]) -> Path | None:
     """The first of these files in the host's folders for face models, or None."""
-    known = [folder for folder in FACE_FOLDERS if folder in folder_paths.folder_names_and_paths]
-    found = (folder_paths.get_full_path(folder, name) for name in names for folder in known)
-    return next((Path(path) for path in found if path), None)
+    places = (folder / inside / name for name in names for folder in face_folders() for inside in INSIDE)
+    return next((path for path in places if path.is_file()), None)
+
+
+def _with_folders(error: LafrError, files: Iterable[str]) -> LafrError:
+    """The error, with the host's folders in which one of ``files`` would have been found."""
+    folders = ", ".join(map(str, face_folders()))
+    return type(error)(f"{error}; ComfyUI's own places for {' or '.join(files)}: {folders}")
 
 
 def open_adapter(path: Path | None, latents: str = "sd") -> Managed:
@@ -92,4 +109,11 @@ def open_parser(mask: str) -> Any:
     if mask != "parse":
         return None
     path = host_file(parser.FILES)
-    return opened(("parser", *stamp(path)), lambda device: parser.open_parser(path, device))
+    return opened(("parser", *stamp(path)), partial(_parser, path))
+
+
+def _parser(path: Path | None, device: torch.device) -> Any:
+    try:
+        return parser.open_parser(path, device)
+    except (CheckpointError, DownloadError) as error:
+        raise _with_folders(error, parser.FILES) from error

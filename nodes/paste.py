@@ -14,10 +14,10 @@ from ..lafr_core.faces.grain import match_grain
 from ..lafr_core.faces.paste import paste_faces
 from ..lafr_core.settings import RestoreSettings
 from .faces import FaceSet
-from .layout import to_image, to_images, to_mask
+from .layout import to_image, to_images, to_keep, to_mask
 from .memory import check_rows, host_progress
 from .networks import open_parser
-from .widgets import FACES, schema, settings_inputs
+from .widgets import FACES, keep_input, schema, settings_inputs
 
 PASTING = ("strength", "mask", "feather", "color", "grain")
 
@@ -36,6 +36,7 @@ class FacePaste(io.ComfyNode):  # type: ignore[misc]
                 FACES.Input("faces", tooltip="From LQ Face Detect."),
                 io.Image.Input("restored", tooltip="The restored crops, one row a face. Ignored when no face was found."),
                 *settings_inputs(PASTING),
+                keep_input(),
             ],
             [
                 io.Image.Output("image", display_name="image", tooltip="As many photos as came in, same sizes, same order."),
@@ -45,7 +46,7 @@ class FacePaste(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
-    def execute(cls, original: Tensor, faces: FaceSet, restored: Tensor, **options: Any) -> Any:
+    def execute(cls, original: Tensor, faces: FaceSet, restored: Tensor, keep: Tensor | None = None, **options: Any) -> Any:
         settings = RestoreSettings(**options)
         images = to_images(original)
         if (images.shape[0], tuple(images.shape[-2:])) != (faces.photos, faces.size):
@@ -60,7 +61,13 @@ class FacePaste(io.ComfyNode):  # type: ignore[misc]
         check_side(crops)
         crops = match_grain(match_color(crops, faces.crops, settings.color), faces.crops, settings.grain)
         pasted, masks = paste_faces(
-            images, faces.faces, crops, settings, parser=open_parser(settings.mask), progress=host_progress()
+            images,
+            faces.faces,
+            crops,
+            settings,
+            parser=open_parser(settings.mask),
+            keep=to_keep(keep, images),
+            progress=host_progress(),
         )
         return io.NodeOutput(to_image(pasted, like=original), to_mask(masks))
 

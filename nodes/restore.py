@@ -14,27 +14,55 @@ from ..lafr_core.pipeline import restore_faces
 from ..lafr_core.settings import RestoreSettings, options
 from ..lafr_core.types import Models
 from .host import CONNECT, SD, HostVae, check_model, check_vae, raw_latent
-from .layout import to_boxes, to_image, to_images
-from .memory import Managed, host_progress
+from .layout import to_boxes, to_image, to_images, to_keep
+from .lora import FewSteps, has_lafr_lora, without_lora
+from .memory import Managed, host_progress, say, telling
 from .networks import open_adapter, open_detector, open_embedder, open_parser, open_prior, open_starter_vae
 from .readout import before_after, report_text
-from .sample import empty_text, one_step
+from .sample import empty_text, few_steps, noise_of, one_step
 from .starter import StarterHostVae, is_starter
-from .widgets import ADAPTER, BOUNDING_BOX, schema, settings_inputs, timestep_input
+from .widgets import ADAPTER, ESSENTIALS, boxes_input, keep_input, schema, settings_inputs, timestep_input
 
-ADVANCED = ("min_face", "max_face", "detect_side", "small_faces", "identity_warning", "batch_size")
+UNFOLDED = ("threshold", "faces", "fidelity", "strength", "mask", "detail")
+"""What most people touch; the other widgets are folded away."""
 
 
 class HostPrior:
-    """A ComfyUI MODEL behind :class:`~lafr_core.types.Prior`: one evaluation at a timestep, with the empty text."""
+    """A ComfyUI MODEL behind :class:`~lafr_core.types.Prior`, with the empty text: one evaluation at a timestep where a LAFR
+    LoRA lies on the MODEL, else a few steps from the aligned latent."""
 
     def __init__(self, model: Any, timestep: int) -> None:
         self.model, self.timestep, self.spec = model, timestep, SD
         self.text = empty_text(model)
+        self.few = None if has_lafr_lora(model) else FewSteps()
 
     def __call__(self, latents: Tensor) -> Tensor:
-        raw = one_step(self.model, raw_latent(latents), self.timestep, self.text, self.text)
+        latent = raw_latent(latents)
+        if self.few is None:
+            raw = one_step(self.model, latent, self.timestep, self.text, self.text)
+        else:
+            # One noise for every face: the result of a face does not depend on its neighbours.
+            noise = noise_of({**latent, "batch_index": [0] * len(latents)}, self.few.seed)
+            few = self.few
+            raw = few_steps(
+                self.model,
+                latent,
+                noise,
+                few.steps,
+                few.sampler_name,
+                few.scheduler,
+                few.denoise,
+                few.seed,
+                self.text,
+                self.text,
+                1.0,
+            )
         return self.spec.to_scaled(raw).to(latents)
+
+    @property
+    def note(self) -> str:
+        """What a person should know of this MODEL; '' = nothing."""
+        return "" if self.few is None else without_lora(self.few.steps, self.few.denoise)
 
 
 class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
@@ -46,18 +74,19 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
             "Finds, restores and pastes back every face of the photos. Needs no checkpoint; connect one to restore with it.",
             [
                 io.Image.Input("image", tooltip="One photo or a batch of photos of one size."),
-                *settings_inputs(tuple(options()), advanced=ADVANCED),
+                *settings_inputs(tuple(options()), advanced=tuple(name for name in options() if name not in UNFOLDED)),
                 timestep_input(advanced=True),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="An SD 1.5 or 2.1 MODEL with a LAFR LoRA. Not connected = the starter prior.",
+                    tooltip="An SD 1.5 or 2.1 MODEL: one step with a LAFR LoRA, else a few. Not connected = the starter prior.",
                 ),
                 io.Vae.Input(
                     "vae", optional=True, tooltip="An SD 1.x/2.x VAE. Not connected = the starter VAE, which is small and fast."
                 ),
                 ADAPTER.Input("adapter", optional=True, tooltip="Not connected = the starter adapter."),
-                BOUNDING_BOX.Input("bounding_boxes", optional=True, tooltip="Face boxes that replace the search."),
+                boxes_input(),
+                keep_input(),
             ],
             [
                 io.Image.Output(
@@ -68,7 +97,8 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
                 io.Image.Output("sheet", display_name="before/after", tooltip="Every face before and after, side by side."),
                 io.String.Output("report", display_name="report", tooltip="What was found and how alike each face stayed."),
             ],
-            ["face restore", "restore faces", "codeformer", "gfpgan", "old photo"],
+            ["face restore", "restore faces", "codeformer", "gfpgan", "face enhance", "fix face", "old photo", "blurry face"],
+            essentials_category=ESSENTIALS,
         )
 
     @classmethod
@@ -80,14 +110,18 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
         vae: Any = None,
         adapter: Managed | None = None,
         bounding_boxes: Any = None,
+        keep: Tensor | None = None,
         **values: Any,
     ) -> Any:
         settings = RestoreSettings(**values)
         images = to_images(image)
         models = open_models(settings, timestep, model, vae, adapter)
         boxes = to_boxes(bounding_boxes, images.shape[0])
-        result = restore_faces(images, models, settings, boxes=boxes, progress=host_progress())
-        report = "\n".join(filter(None, (report_text(result, settings, models.device), prior_note(models))))
+        progress = telling(host_progress())
+        result = restore_faces(images, models, settings, boxes=boxes, keep=to_keep(keep, images), progress=progress)
+        note = models.prior.note if isinstance(models.prior, HostPrior) else ""
+        report = "\n".join(filter(None, (report_text(result, settings, models.device), prior_note(models), note)))
+        say(report)
         return io.NodeOutput(to_image(result.images, like=image), to_image(before_after(images, result)), report)
 
 

@@ -22,12 +22,14 @@ from ..lafr_core.latent.sd_prior import CONTEXT_FILE, load_context
 from .faces import FaceSet
 from .guidance import guidance_inputs, guided, reference_vectors
 from .host import HostVae, check_latent, check_model, check_vae
-from .memory import check_rows, host_progress
+from .lora import has_lafr_lora, without_lora
+from .memory import check_rows, host_progress, say
 from .networks import FOLDER, open_embedder
 from .starter import ONE_STEP, ONE_STEP_ONLY, is_starter
-from .widgets import FACES, schema, setting, timestep_input
+from .widgets import FACES, make, schema, setting, timestep_input
 
-MODES = ("one-step", "few-step")
+FORCED = "one-step (forced)"
+MODES = ("one-step", "few-step", FORCED)
 
 
 class IdentitySampler(io.ComfyNode):  # type: ignore[misc]
@@ -51,29 +53,36 @@ class IdentitySampler(io.ComfyNode):  # type: ignore[misc]
                     "mode",
                     options=list(MODES),
                     default="one-step",
-                    tooltip="one-step: one evaluation, needs a LAFR LoRA or the starter. few-step: partial denoise.",
+                    tooltip="one-step: one evaluation by the starter or a MODEL with a LAFR LoRA; other MODELs take few steps. "
+                    "few-step: partial denoise. forced: one step whatever the MODEL, for a LoRA merged into it.",
                 ),
-                timestep_input(),
+                timestep_input(advanced=True),
                 io.Int.Input("steps", default=4, min=1, max=100, tooltip="Few-step: how many steps."),
-                io.Float.Input(
+                make(
+                    io.Float.Input,
                     "cfg",
                     default=1.0,
                     min=1.0,
                     max=30.0,
                     step=0.1,
                     tooltip="How far to follow positive against negative. 1 = positive only, and twice as fast.",
+                    advanced=True,
                 ),
-                io.Combo.Input(
+                make(
+                    io.Combo.Input,
                     "sampler_name",
                     options=list(comfy.samplers.KSampler.SAMPLERS),
                     default="dpmpp_2m",
                     tooltip="Few-step: the sampler.",
+                    advanced=True,
                 ),
-                io.Combo.Input(
+                make(
+                    io.Combo.Input,
                     "scheduler",
                     options=list(comfy.samplers.KSampler.SCHEDULERS),
                     default="karras",
                     tooltip="Few-step: the noise schedule.",
+                    advanced=True,
                 ),
                 io.Float.Input(
                     "denoise",
@@ -113,6 +122,9 @@ class IdentitySampler(io.ComfyNode):  # type: ignore[misc]
                     is_output_list=True,
                     tooltip="Cosine of each restored face and its reference, -1 to 1. Higher is more alike.",
                 ),
+                io.String.Output(
+                    "report", display_name="report", tooltip="In how many steps the faces were restored, and why."
+                ),
             ],
             ["face restore", "ksampler", "one step", "identity", "reference photo"],
         )
@@ -143,14 +155,18 @@ class IdentitySampler(io.ComfyNode):  # type: ignore[misc]
         check_model(model)
         check_vae(vae)
         if not len(faces):
-            return io.NodeOutput(latent, [0.0])
+            return io.NodeOutput(latent, [0.0], "no face")
         samples = check_latent(latent)
         check_rows("latent", len(samples), len(faces))
-        one = mode == "one-step"
+        one = mode == FORCED or (mode == "one-step" and (is_starter(model) or has_lafr_lora(model)))
         if is_starter(model):
             if not one:
                 raise InputError(ONE_STEP_ONLY)
             cfg = 1.0  # the starter takes no text
+        report = "one step" if one else f"{steps} steps at denoise {denoise:.2f}"
+        if mode == "one-step" and not one:
+            report = without_lora(steps, denoise)
+        say(report)
 
         reference = reference_vectors(faces, references)
         window = (0.0, 1.0) if one else (start_percent, end_percent)
@@ -173,7 +189,7 @@ class IdentitySampler(io.ComfyNode):  # type: ignore[misc]
                     few_steps(chunk_model, part, noise, steps, sampler_name, scheduler, denoise, seed, positive, negative, cfg)
                 )
         restored = torch.cat(finished)
-        return io.NodeOutput({**latent, "samples": restored}, identities(restored, vae, reference))
+        return io.NodeOutput({**latent, "samples": restored}, identities(restored, vae, reference), report)
 
 
 def one_step(model: Any, latent: dict[str, Any], timestep: int, positive: Any, negative: Any, cfg: float = 1.0) -> Tensor:

@@ -12,6 +12,8 @@ from ..lafr_core.latent.sd_prior import TIMESTEP
 from ..lafr_core.settings import options
 
 CATEGORY = "LAFR"
+ESSENTIALS = "Image Tools"
+"""The tab of newer hosts where people look first; one of the host's own headings."""
 
 FACES = io.Custom("LAFR_FACES")
 """A :class:`~.faces.FaceSet`: the faces of a batch of photos and their crops."""
@@ -21,16 +23,45 @@ BOUNDING_BOX = io.Custom("BOUNDING_BOX")
 """ComfyUI's own box type, by name: older hosts have no class for it, but nodes that make it."""
 
 
+def boxes_input() -> Any:
+    """The optional input of face boxes, as a socket on every host.
+
+    On newer hosts (seen on 0.33) a BOUNDING_BOX without ``forceInput`` is a widget, and an untouched node sends its default of
+    {0, 0, 512, 512}: a box that nobody drew. Older hosts ignore the word.
+    """
+    return BOUNDING_BOX.Input(
+        "bounding_boxes",
+        optional=True,
+        tooltip="Face boxes from another node; they replace the search. A box that covers no face is reported.",
+        extra_dict={"forceInput": True},
+    )
+
+
+def keep_input() -> Any:
+    """The optional mask of what stays as it is in the photos."""
+    return io.Mask.Input(
+        "keep",
+        optional=True,
+        tooltip="White = leave the photo as it is there: hands, microphones, hair, glasses. From any mask or segmenting node.",
+    )
+
+
 def make(kind: Any, *args: Any, **kwargs: Any) -> Any:
-    """``kind(...)`` without the keyword arguments that this host's version of it does not take."""
+    """``kind(...)`` without the keyword arguments that this host's version of it does not take.
+
+    ``advanced`` reaches the frontend on every host: older ones know the word there, and only their Python does not.
+    """
     known = inspect.signature(kind).parameters
-    return kind(*args, **{name: value for name, value in kwargs.items() if name in known})
+    made = kind(*args, **{name: value for name, value in kwargs.items() if name in known})
+    if kwargs.get("advanced") and "advanced" not in known and isinstance(getattr(made, "extra_dict", None), dict):
+        made.extra_dict["advanced"] = True
+    return made
 
 
 def schema(
     node_id: str, name: str, description: str, inputs: list[Any], outputs: list[Any], aliases: list[str], **more: Any
 ) -> Any:
-    """One node's schema in the pack's category."""
+    """One node's schema in the pack's category; ``more``: essentials_category and whatever else this host's schema knows."""
     return make(
         io.Schema,
         node_id=node_id,

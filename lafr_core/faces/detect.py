@@ -227,6 +227,17 @@ def choice_note(found: int, chosen: int, settings: RestoreSettings) -> str:
     return f"{found} found, {chosen} selected ({' / '.join(knobs)})"
 
 
+def left_out(
+    faces: Sequence[Face], counts: Sequence[int], faceless: Sequence[tuple[int, Box]], row: int, settings: RestoreSettings
+) -> tuple[str, ...]:
+    """What of photo ``row`` was left as it was, in words; the first three as :class:`Found` has them. () = nothing."""
+    chosen = sum(face.image_index == row for face in faces)
+    choice = choice_note(counts[row] if counts else chosen, chosen, settings)
+    empty = [box for at, box in faceless if at == row]
+    boxes = [f"box {', '.join(f'{value:.0f}' for value in box)}: no face in it, left alone" for box in empty]
+    return (*filter(None, [choice]), *boxes)
+
+
 def ordered(faces: Sequence[Face], size: tuple[int, int], sort: str) -> list[Face]:
     """The faces in the order ``sort`` (one of settings.SORTS); equals stay from top to bottom, then left to right."""
     height, width = size

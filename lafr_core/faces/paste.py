@@ -25,6 +25,7 @@ def paste_faces(
     settings: RestoreSettings,
     *,
     parser: Parser | None = None,
+    keep: Tensor | None = None,
     progress: Progress = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
     """Blend restored crops into their photos.
@@ -32,13 +33,14 @@ def paste_faces(
     images (B, 3, H, W) float in [0, 1]; faces: N placed faces, ``image_index`` picks the row; restored (N, 3, 512, 512)
     in [0, 1]. Returns new (images (B, 3, H, W), masks (B, 1, H, W)), dtype and device of ``images``. The mask is the weight
     that restored pixels have in the result: ``settings.strength`` times ``settings.mask`` with its feather; where it is 0
-    the image is bit-identical to the input. Faces are composited in order; a later one covers an earlier one. Strength 0
+    the image is bit-identical to the input. keep (B or 1, 1, H, W) in [0, 1]: 1 leaves the photo as it is there (a hand, a
+    microphone, glasses), 0 pastes as usual. Faces are composited in order; a later one covers an earlier one. Strength 0
     or no faces change nothing. Raises InputError when faces and crops do not fit together or the crops hold NaN,
     SettingsError for mask "parse" without a parser.
     """
     pasted = images.clone()
     masks = images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
-    paste_into(pasted, masks, faces, restored, settings, parser=parser, progress=progress)
+    paste_into(pasted, masks, faces, restored, settings, parser=parser, keep=keep, progress=progress)
     return pasted, masks
 
 
@@ -50,6 +52,7 @@ def paste_into(
     settings: RestoreSettings,
     *,
     parser: Parser | None = None,
+    keep: Tensor | None = None,
     progress: Progress = ignore_progress,
 ) -> None:
     """:func:`paste_faces` in place, for a caller that pastes a photo's faces a few at a time.
@@ -57,6 +60,7 @@ def paste_into(
     images and masks (B, 1, H, W) are changed; masks start at 0. Same contract and errors otherwise.
     """
     _check(images, faces, restored)
+    check_keep(keep, images)
     if settings.strength == 0:
         return
     shared = crop_mask(settings, restored[:0]) if settings.mask != "parse" else None
@@ -64,12 +68,16 @@ def paste_into(
         crop = restored[index].to(images.device, torch.float32)
         mask = crop_mask(settings, crop[None], parser) if shared is None else shared
         row = face.image_index
-        _composite(images[row], masks[row], face, crop, mask[0].to(crop) * settings.strength)
+        kept = None if keep is None else keep[row if len(keep) > 1 else 0]
+        _composite(images[row], masks[row], face, crop, mask[0].to(crop) * settings.strength, kept)
         progress("paste", index + 1, len(faces))
 
 
-def _composite(image: Tensor, weights: Tensor, face: Face, crop: Tensor, mask: Tensor) -> None:
-    """Blend one crop (3, 512, 512) into ``image`` (3, H, W) and its weight into ``weights`` (1, H, W), both in place."""
+def _composite(image: Tensor, weights: Tensor, face: Face, crop: Tensor, mask: Tensor, keep: Tensor | None) -> None:
+    """Blend one crop (3, 512, 512) into ``image`` (3, H, W) and its weight into ``weights`` (1, H, W), both in place.
+
+    keep: (1, H, W) in [0, 1], where the image stays as it is.
+    """
     assert face.matrix is not None  # _check has seen to it
     x0, y0, x1, y1 = crop_bounds(face.matrix, (image.shape[-2], image.shape[-1]))
     if x1 <= x0 or y1 <= y0:
@@ -81,6 +89,8 @@ def _composite(image: Tensor, weights: Tensor, face: Face, crop: Tensor, mask: T
         size = (bottom - top, x1 - x0)
         # Beyond the crop the mask is 0, so that nothing of the repeated border pixels there is used.
         weight = resample(mask, to_crop, size, mode="bilinear", padding="zeros").clamp(0, 1).to(image.dtype)
+        if keep is not None:
+            weight = weight * (1 - keep[:, top:bottom, x0:x1].to(weight))
         new = resample(crop, to_crop, size).clamp(0, 1)
         old = image[:, top:bottom, x0:x1]
         blend = old.float() + (new - old.float()) * weight.float()  # float16 photos are blended in float32
@@ -88,6 +98,18 @@ def _composite(image: Tensor, weights: Tensor, face: Face, crop: Tensor, mask: T
         old.copy_(torch.where(weight > 0, blend.to(image.dtype), old))
         part = weights[:, top:bottom, x0:x1]
         part.add_(weight * (1 - part))
+
+
+def check_keep(keep: Tensor | None, images: Tensor) -> None:
+    """Raise InputError unless ``keep`` is None or (B or 1, 1, H, W) in [0, 1] for images (B, 3, H, W)."""
+    if keep is None:
+        return
+    rows, size = len(images), tuple(images.shape[-2:])
+    if keep.ndim != 4 or keep.shape[0] not in (1, rows) or keep.shape[1] != 1 or tuple(keep.shape[-2:]) != size:
+        raise InputError(f"keep: expected a mask ({rows} or 1, 1, {size[0]}, {size[1]}), got {tuple(keep.shape)}")
+    low, high = (float(value) for value in torch.aminmax(keep))
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"keep: expected values in [0, 1], got {low:g} to {high:g}")
 
 
 def _check(images: Tensor, faces: Sequence[Face], restored: Tensor) -> None:

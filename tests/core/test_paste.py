@@ -173,6 +173,33 @@ def test_large_face_is_enlarged_smoothly() -> None:
     assert float((rise - 1 / 511 / 3).abs().max()) < 2e-4
 
 
+def test_what_is_to_be_kept_stays_and_the_rest_is_pasted_as_ever() -> None:
+    before, faces = photo(80, 100, batch=2), [face_at(8, 0, (50, 40)), face_at(8, 0, (50, 40), image_index=1)]
+    keep = torch.zeros(2, 1, 80, 100)
+    keep[1, :, :, 50:] = 1  # the right half of the second photo only
+    keep[1, :, 40, 30] = 0.25
+    plain, plain_masks = paste_faces(before, faces, flat(0.5, 2), RestoreSettings())
+    after, masks = paste_faces(before, faces, flat(0.5, 2), RestoreSettings(), keep=keep)
+    assert torch.equal(after[0], plain[0]) and torch.equal(after[1, :, :40, :50], plain[1, :, :40, :50])
+    assert torch.equal(after[1, :, :, 50:], before[1, :, :, 50:]) and bool((masks[1, :, :, 50:] == 0).all())
+    assert float(masks[1, 0, 40, 30]) == pytest.approx(0.75 * float(plain_masks[1, 0, 40, 30]))
+    one, _ = paste_faces(before, faces, flat(0.5, 2), RestoreSettings(), keep=torch.ones(1, 1, 80, 100))
+    assert torch.equal(one, before)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (torch.zeros(2, 1, 80, 100), "1 or 1, 1, 80, 100"),
+        (torch.zeros(1, 1, 64, 64), "64, 64"),
+        (torch.full((1, 1, 80, 100), 2.0), "2 to 2"),
+    ],
+)
+def test_a_mask_that_fits_no_photo_is_refused(keep: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        paste_faces(photo(80, 100), [], flat(0.5, 0), RestoreSettings(), keep=keep)
+
+
 def test_later_faces_cover_earlier_ones_and_the_mask_is_the_effective_weight() -> None:
     before = torch.zeros(1, 3, 300, 300)
     faces = [face_at(2.5, 0, (120.0, 150.0)), face_at(2.5, 0, (180.0, 150.0))]

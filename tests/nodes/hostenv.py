@@ -48,7 +48,7 @@ class Host:
 
 def boot(root: Path, base: Path) -> Host:
     """Import ComfyUI on the CPU; load the pack under a legal name. The host goes first on sys.path: we have ``nodes`` too."""
-    sys.modules.setdefault("torchaudio", None)  # type: ignore[arg-type]  # one that does not match torch breaks transformers
+    without_torchaudio()
     sys.path.insert(0, str(root))
     for name in [name for name in sys.modules if name == "nodes" or name.startswith("nodes.")]:
         del sys.modules[name]
@@ -63,6 +63,27 @@ def boot(root: Path, base: Path) -> Host:
     nodes = importlib.import_module("lafr_pack.nodes")
     nodes.register_folder()
     return Host(root, base, nodes)
+
+
+def without_torchaudio() -> None:
+    """Image work calls none of it; one that does not match torch stops transformers. ComfyUI 0.33 needs one, or a stand-in."""
+    try:
+        import torchaudio  # noqa: F401
+    except Exception:
+        sys.modules.pop("torchaudio", None)
+        sys.modules["torchaudio"] = None  # type: ignore[assignment]
+
+
+def python_of(root: Path) -> str:
+    """The interpreter of one of COMFYUI_ROOT's checkouts: the one at its place in COMFYUI_PYTHON, else this one."""
+    pythons = [one for one in os.environ.get("COMFYUI_PYTHON", "").split(os.pathsep) if one]
+    number = roots().index(root) if root in roots() else 0
+    return pythons[number] if number < len(pythons) else sys.executable
+
+
+def roots() -> list[Path]:
+    """The checkouts that COMFYUI_ROOT names, separated as in PATH."""
+    return [Path(one) for one in os.environ.get("COMFYUI_ROOT", "").split(os.pathsep) if one]
 
 
 def tiny_model(seed: int = 0, v_prediction: bool = False) -> Any:
@@ -111,7 +132,10 @@ def taesd(kind: str = "taesd", scale: float = 0.18215, shift: float = 0.0) -> An
 
 MAKE_CHECKPOINT = """
 import sys, torch
-sys.modules["torchaudio"] = None
+try:
+    import torchaudio
+except Exception:
+    sys.modules["torchaudio"] = None
 sys.path.insert(0, {root!r})
 from comfy.cli_args import args
 args.cpu = True
@@ -151,7 +175,7 @@ def make_checkpoint(root: Path, out: Path) -> None:
     """A file CheckpointLoaderSimple opens as SD 1.5: small random UNet, random CLIP, TAESD as its VAE. 340 MB."""
     out.parent.mkdir(parents=True, exist_ok=True)
     code = MAKE_CHECKPOINT.format(root=str(root), weights=str(SHARED_WEIGHTS), out=str(out))
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([python_of(root), "-c", code], check=True)
 
 
 class Address(str):
@@ -166,7 +190,7 @@ def server(root: Path, base: Path) -> Iterator[Address]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
+    command = [python_of(root), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
     command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
     log = (base / "server.log").open("w")
     process = subprocess.Popen(command, cwd=root, stdout=log, stderr=subprocess.STDOUT)
@@ -219,6 +243,23 @@ def wait(address: str, prompt: str, timeout: float) -> dict[str, Any]:
     raise AssertionError(f"no result within {timeout} s")
 
 
+def is_widget(kind: Any, extra: dict[str, Any]) -> bool:
+    """Whether an input of object_info is a widget with a value, and no socket."""
+    return (isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")) and not extra.get("forceInput")
+
+
+def untouched(info: dict[str, Any]) -> dict[str, Any]:
+    """What a node of this object_info entry sends when nobody has touched it: its widgets at their defaults, nothing else."""
+    sent = {}
+    for inputs in info["input"].values():
+        for name, (kind, *more) in inputs.items():
+            extra = more[0] if more else {}
+            if is_widget(kind, extra):
+                choices = kind if isinstance(kind, list) else extra.get("options", [None])
+                sent[name] = extra.get("default", choices[0])
+    return sent
+
+
 def to_graph(address: str, workflow: dict[str, Any]) -> dict[str, Any]:
     """A saved (UI) workflow as the API graph the frontend would send."""
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
@@ -232,7 +273,7 @@ def to_graph(address: str, workflow: dict[str, Any]) -> dict[str, Any]:
         values, inputs = list(node.get("widgets_values", [])), {}
         for name in order:
             kind, extra = spec[name][0], (spec[name][1] if len(spec[name]) > 1 else {})
-            if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+            if is_widget(kind, extra):
                 inputs[name] = values.pop(0)
                 if extra.get("control_after_generate") or extra.get("image_upload"):
                     values.pop(0)

@@ -26,12 +26,13 @@ class Declared:
 
     def __init__(self, id: str | None = None, **kwargs: Any) -> None:
         self.id, self.kwargs = id, kwargs
+        self.extra_dict: dict[str, Any] = dict(kwargs.get("extra_dict") or {})
 
 
 def _type(name: str, *known: str) -> type:
     """A host type whose Input takes exactly ``known`` besides what every input takes (ComfyUI 0.3.64's signatures)."""
     parameter = inspect.Parameter
-    optional = ("display_name", "optional", "tooltip", "lazy", *known)
+    optional = ("display_name", "optional", "tooltip", "lazy", "extra_dict", *known)
 
     def init(self: Declared, id: str, **kwargs: Any) -> None:
         unknown = set(kwargs) - set(optional)
@@ -66,7 +67,7 @@ class NewerSchema(Schema):
 
 
 class NodeOutput:
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, ui: Any = None) -> None:
         self.result = args
 
 
@@ -80,7 +81,7 @@ def _io(schema: type) -> types.SimpleNamespace:
         Boolean=_type("BOOLEAN", "default"),
         Int=_type("INT", *number, "control_after_generate"),
         Float=_type("FLOAT", *number, "round"),
-        String=_type("STRING", "default", "multiline", "placeholder"),
+        String=_type("STRING", "default", "multiline", "placeholder", "force_input"),
         Combo=_type("COMBO", "options", "default"),
         **{name: _type(name.upper()) for name in ("Image", "Mask", "Latent", "Vae", "Model", "Conditioning")},
     )
@@ -99,7 +100,9 @@ def _modules(newer: bool, models: Path) -> dict[str, types.ModuleType]:
 
     empty = type("Base", (), {})
     module("comfy_api")
-    module("comfy_api.latest", io=_io(NewerSchema if newer else Schema), ComfyExtension=empty)
+    module("comfy_api.latest", io=_io(NewerSchema if newer else Schema), ui=types.SimpleNamespace(), ComfyExtension=empty)
+    module("comfy_execution")
+    module("comfy_execution.utils", get_executing_context=lambda: None)
     module("comfy")
     module("comfy.latent_formats", SD15=type("SD15", (), {}))
     module("comfy.model_base", BaseModel=torch.nn.Module)

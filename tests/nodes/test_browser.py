@@ -15,8 +15,6 @@ import pytest
 from test_server import CHEAPER, WORKFLOWS, prepare
 
 pytestmark = pytest.mark.skipif(browser.chromium() is None, reason="Chromium is not installed")
-QUICK = "1_starter_only"
-"""Queued in the browser as well; the others are run by test_server."""
 
 
 @pytest.fixture(scope="module")
@@ -35,34 +33,81 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_workflow_opens_exports_and_one_is_queued(address: str, shots: Path, tmp_path: Path) -> None:
-    asyncio.run(visit(address, shots, tmp_path))
+def test_an_untouched_node_sends_its_defaults_and_nothing_else(address: str, tmp_path: Path) -> None:
+    """ComfyUI 0.33's frontend made a widget of the boxes' input and sent a box that nobody drew: all faces became mush."""
+    asyncio.run(untouched(address, tmp_path))
 
 
-async def visit(address: str, shots: Path, profile: Path) -> None:
+async def untouched(address: str, profile: Path) -> None:
     async with browser.page(address, profile) as page:
-        for file in WORKFLOWS:
-            await page.open(json.loads(file.read_text(encoding="utf-8")))
-            missing = await page.run("app.graph._nodes.map(n=>n.type).filter(t=>!LiteGraph.registered_node_types[t])")
-            assert missing == [], file.name
-            exported = json.loads(await page.run("(async()=>JSON.stringify((await app.graphToPrompt()).output))()"))
-            expected = hostenv.to_graph(address, json.loads(file.read_text(encoding="utf-8")))
-            assert {number: plain(node) for number, node in exported.items()} == expected, file.name
-            if file.stem == QUICK:
-                await queue(page)
-            await page.screenshot(shots / f"{file.stem}.png")
-        await page.open(json.loads(WORKFLOWS[1].read_text(encoding="utf-8")))
-        await help_page(page)
-        await page.screenshot(shots / "help.png")
+        infos = hostenv.get(address, "/object_info")
+        for node_type in sorted(name for name in infos if name.startswith("LAFR_")):
+            sent = json.loads(await page.run(f"(async()=>JSON.stringify(await ({SENT})({node_type!r})))()"))
+            sent.pop("compare_view", None)  # the host's own view of two pictures: no value of ours
+            assert sent == hostenv.untouched(infos[node_type]), node_type
 
 
-async def queue(page: browser.Page) -> None:
+SENT = """async (type) => { app.graph.clear(); const node = LiteGraph.createNode(type); app.graph.add(node);
+  return (await app.graphToPrompt()).output[node.id].inputs }"""
+OVERLAPPING = """(()=>{const box=n=>[n.type, n.pos[0], n.pos[1]-30, n.pos[0]+n.size[0], n.pos[1]+n.size[1]];
+  const all=app.graph._nodes.map(box), meet=(a,b)=>a[1]<b[3]&&b[1]<a[3]&&a[2]<b[4]&&b[2]<a[4];
+  return all.flatMap((a,i)=>all.slice(0,i).filter(b=>meet(a,b)).map(b=>a[0]+' over '+b[0]))})()"""
+SHOWN = """app.graph._nodes.filter(n=>n.type==='LAFR_RestoreFaces')
+  .map(n=>n.widgets.filter(w=>w.type!=='button'&&n.isWidgetVisible(w)).length)"""
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_a_workflow_opens_exports_and_runs_from_the_browser(address: str, shots: Path, tmp_path: Path, file: Path) -> None:
+    """Run is pressed in the page, and what it queues is the graph that the file holds: test_server.py judges its result."""
+    asyncio.run(visit(address, shots, tmp_path, file))
+
+
+async def visit(address: str, shots: Path, profile: Path, file: Path) -> None:
+    async with browser.page(address, profile) as page:
+        await page.open(json.loads(file.read_text(encoding="utf-8")))
+        missing = await page.run("app.graph._nodes.map(n=>n.type).filter(t=>!LiteGraph.registered_node_types[t])")
+        assert missing == []
+        exported = json.loads(await page.run("(async()=>JSON.stringify((await app.graphToPrompt()).output))()"))
+        expected = hostenv.to_graph(address, json.loads(file.read_text(encoding="utf-8")))
+        assert {number: plain(node) for number, node in exported.items()} == expected
+        assert await page.run(OVERLAPPING) == []
+        assert all(count <= 6 for count in await page.run(SHOWN))
+        await queue(address, page)
+        await page.run(browser.FIT)
+        assert await page.run(OVERLAPPING) == []
+        await asyncio.sleep(2)
+        await page.screenshot(shots / f"{shots_name(address)}_{file.stem}.png")
+
+
+def shots_name(address: str) -> str:
+    return "ComfyUI-" + str(hostenv.get(address, "/system_stats")["system"]["comfyui_version"])
+
+
+def test_a_nodes_help_page_opens(address: str, shots: Path, tmp_path: Path) -> None:
+    async def look() -> None:
+        async with browser.page(address, tmp_path) as page:
+            await page.open(json.loads(WORKFLOWS[1].read_text(encoding="utf-8")))
+            await help_page(page)
+            await page.screenshot(shots / f"{shots_name(address)}_help.png")
+
+    asyncio.run(look())
+
+
+async def queue(address: str, page: browser.Page) -> None:
+    """Press Run with the cheap values, and wait until the server's history tells of success."""
     for kind, values in CHEAPER.items():
         for name, value in values.items():
             nodes = f"app.graph._nodes.filter(n=>n.type==={kind!r})"
             await page.run(f"{nodes}.forEach(n=>n.widgets.find(w=>w.name==={name!r}).value={value})")
+    before = set(hostenv.get(address, "/history"))
     await page.run("(async()=>{await app.queuePrompt(0,1)})()")
-    await page.until("app.graph._nodes.some(n=>n.type==='SaveImage' && n.imgs?.length)", seconds=600)
+    for _ in range(1200):
+        new = {key: entry for key, entry in hostenv.get(address, "/history").items() if key not in before}
+        if new and all(entry.get("status", {}).get("status_str") for entry in new.values()):
+            break
+        await asyncio.sleep(0.5)
+    assert [entry["status"]["status_str"] for entry in new.values()] == ["success"]
+    await page.until("app.graph._nodes.some(n=>n.type==='SaveImage' && n.imgs?.length)", seconds=60)
 
 
 SELECT = """(()=>{const n=app.graph._nodes.find(n=>n.type==='LAFR_FacePaste');
@@ -80,6 +125,7 @@ async def help_page(page: browser.Page) -> None:
 
 
 def plain(node: dict[str, Any]) -> dict[str, Any]:
-    """A node as exported, without the input that only the frontend's own text preview has."""
-    inputs = {name: value for name, value in node["inputs"].items() if (node["class_type"], name) != ("PreviewAny", "preview")}
+    """A node as exported, without the inputs that only the frontend's own previews have."""
+    shown = {"PreviewAny": "preview", "LAFR_Compare": "compare_view"}
+    inputs = {name: value for name, value in node["inputs"].items() if name != shown.get(node["class_type"])}
     return {"class_type": node["class_type"], "inputs": inputs}

@@ -15,7 +15,8 @@ needs_taesd = pytest.mark.skipif(
     not (hostenv.SHARED_WEIGHTS / "taesd_encoder.safetensors").is_file(), reason="TAESD weights are not here (LAFR_SHARED)"
 )
 SAMPLING = {
-    "mode": "one-step", "timestep": 399, "steps": 3, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.5,
+    "mode": "one-step (forced)",
+    "timestep": 399, "steps": 3, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.5,
     "seed": 0, "identity_weight": 0.0, "start_percent": 0.0, "end_percent": 1.0, "batch_size": 4,
 }  # fmt: skip
 PASTING = {"strength": 1.0, "mask": "oval", "feather": 0.1, "color": 1.0, "grain": 0.0}
@@ -80,7 +81,7 @@ def test_one_step_is_the_librarys_one_step(host: hostenv.Host, starter: Any, fou
     prediction = host.core("latent.prediction")
     model = hostenv.tiny_model(v_prediction=v_prediction)
     latent = latents()
-    restored, _ = sample(host, model, starter[1], found, latent)
+    restored, *_ = sample(host, model, starter[1], found, latent)
     text = torch.randn(1, 77, 16, generator=torch.Generator().manual_seed(1)).expand(2, -1, -1)
     unet = model.model.diffusion_model
     expected = prediction.one_step(
@@ -93,7 +94,7 @@ def test_one_step_is_the_librarys_one_step(host: hostenv.Host, starter: Any, fou
 
 def test_the_starter_model_is_the_librarys_prior(host: hostenv.Host, starter: Any, found: Any) -> None:
     latent = latents(side=16)
-    restored, _ = sample(host, starter[0], starter[1], found, latent)
+    restored, *_ = sample(host, starter[0], starter[1], found, latent)
     prior = host.core("latent.prior").open_prior()
     with torch.no_grad():
         expected = prior(latent["samples"] * 0.18215)
@@ -102,7 +103,7 @@ def test_the_starter_model_is_the_librarys_prior(host: hostenv.Host, starter: An
 
 @pytest.mark.parametrize("timestep", [0, 999])
 def test_one_step_at_both_ends_of_the_schedule(host: hostenv.Host, starter: Any, found: Any, timestep: int) -> None:
-    restored, _ = sample(host, hostenv.tiny_model(), starter[1], found, timestep=timestep)
+    restored, *_ = sample(host, hostenv.tiny_model(), starter[1], found, timestep=timestep)
     assert restored["samples"].isfinite().all()
 
 
@@ -121,6 +122,40 @@ def test_the_models_own_lora_counts(host: hostenv.Host, starter: Any, found: Any
     plain = sample(host, model, starter[1], found)[0]["samples"]
     assert not torch.allclose(sample(host, patched, starter[1], found)[0]["samples"], plain, atol=1e-3)
     assert torch.equal(sample(host, model, starter[1], found)[0]["samples"], plain)
+
+
+def test_a_model_without_our_lora_takes_few_steps_and_says_so(host: hostenv.Host, starter: Any, found: Any) -> None:
+    import comfy.sd
+
+    model = hostenv.tiny_model()
+    plain, _, report = sample(host, model, starter[1], found, mode="one-step")
+    few = sample(host, model, starter[1], found, mode="few-step")[0]["samples"]
+    assert torch.equal(plain["samples"], few)
+    assert report == "MODEL: no LAFR LoRA on it, so 3 steps at denoise 0.50 instead of one step"
+    generator = torch.Generator().manual_seed(3)
+    ends = {"diffusion_model.input_blocks.0.0": (32, 4), "diffusion_model.out.2": (4, 32)}
+    lora = {f"{name}.alpha": torch.tensor(4.0) for name in ends}
+    for name, (out, into) in ends.items():
+        lora[f"{name}.lora_down.weight"] = torch.randn(4, into, 3, 3, generator=generator) * 0.01
+        lora[f"{name}.lora_up.weight"] = torch.randn(out, 4, 1, 1, generator=generator) * 0.01
+    ours = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+    one, _, report = sample(host, ours, starter[1], found, mode="one-step")
+    assert report == "one step"
+    assert torch.equal(one["samples"], sample(host, ours, starter[1], found)[0]["samples"])
+
+
+def test_a_style_lora_is_not_taken_for_ours(host: hostenv.Host) -> None:
+    import comfy.sd
+
+    has_lafr_lora, model = host.module("lora").has_lafr_lora, hostenv.tiny_model()
+    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
+    lora = {
+        f"{name}.lora_down.weight": torch.ones(4, 64),
+        f"{name}.lora_up.weight": torch.ones(64, 4),
+        f"{name}.alpha": torch.tensor(4.0),
+    }
+    styled = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+    assert styled.patches and not has_lafr_lora(styled) and not has_lafr_lora(model)
 
 
 def test_a_noise_mask_keeps_what_it_masks(host: hostenv.Host, starter: Any, found: Any) -> None:
@@ -316,7 +351,7 @@ def test_every_sampler_widget_changes_the_result(host: hostenv.Host, starter: An
     assert (before - after).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("mode", ["one-step", "few-step"])
+@pytest.mark.parametrize("mode", ["one-step (forced)", "few-step"])
 def test_faces_at_a_time_changes_nothing(host: hostenv.Host, starter: Any, found: Any, mode: str) -> None:
     model = hostenv.tiny_model()
     together = sample(host, model, starter[1], found, mode=mode, identity_weight=1.0)
@@ -439,7 +474,7 @@ def test_no_face_passes_through_every_node(host: hostenv.Host, starter: Any) -> 
     assert torch.equal(preview, batch)
     aligned, unaligned, confidence = host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 4, faces=found).result
     assert aligned["samples"].shape == unaligned["samples"].shape == (1, 4, 64, 64) and confidence.shape == (1, 512, 512)
-    latent, identity = sample(host, hostenv.tiny_model(), starter[1], found, aligned, mode="few-step", identity_weight=1.0)
+    latent, identity, _ = sample(host, hostenv.tiny_model(), starter[1], found, aligned, mode="few-step", identity_weight=1.0)
     assert latent is aligned and identity == [0.0]
     model = hostenv.tiny_model()
     assert host.nodes.IdentityGuidance.execute(model, starter[1], found, 1.0, 0.0, 1.0).result[0] is model

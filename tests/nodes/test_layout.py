@@ -77,15 +77,25 @@ def test_boxes_in_every_shape_the_host_sends(layout: Any) -> None:
     assert layout.to_boxes(None, 2) is None
     assert layout.to_boxes(BOX, 1) == [[CORNERS]]
     assert layout.to_boxes([BOX, BOX], 1) == [[CORNERS, CORNERS]]
-    assert layout.to_boxes([BOX, BOX], 2) == [[CORNERS], [CORNERS]]
+    assert layout.to_boxes([BOX, BOX], 2) == [[CORNERS, CORNERS], [CORNERS, CORNERS]]
+    assert layout.to_boxes(BOX, 2) == layout.to_boxes([[BOX]], 2) == [[CORNERS], [CORNERS]]
     assert layout.to_boxes([[BOX, BOX], []], 2) == [[CORNERS, CORNERS], []]
     assert layout.to_boxes([], 1) == [[]]
 
 
 def test_wrong_boxes_are_named(layout: Any, errors: Any) -> None:
-    with pytest.raises(errors.InputError, match="expected boxes for 3 photos, got 1"):
-        layout.to_boxes([[BOX]], 3)
+    with pytest.raises(errors.InputError, match="expected boxes for 3 photos, got 2"):
+        layout.to_boxes([[BOX], []], 3)
     with pytest.raises(errors.InputError, match="expected x, y, width and height"):
         layout.to_boxes({"x": 1}, 1)
     with pytest.raises(errors.InputError, match="width and height above 0, got 0 x 20"):
         layout.to_boxes({**BOX, "width": 0}, 1)
+
+
+def test_faces_become_boxes_that_come_back_as_they_were(layout: Any) -> None:
+    from lafr_stub.lafr_core.types import Face
+
+    marks = ((4.0, 9.0), (9.0, 9.0), (6.0, 12.0), (4.0, 20.0), (9.0, 20.0))
+    boxes = layout.from_faces([Face(CORNERS, marks, 0.9, image_index=1)], 2)
+    assert boxes == [[], [{"x": 3.0, "y": 5.0, "width": 10.0, "height": 20.0, "label": "face", "score": 0.9}]]
+    assert layout.to_boxes(boxes, 2) == [[], [CORNERS]]

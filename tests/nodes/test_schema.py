@@ -26,6 +26,8 @@ IDS = {
     "LAFR_RestoreFaces": "Restore Faces (LAFR)",
     "LAFR_IdentityScore": "LAFR Identity Score",
     "LAFR_LoadFolder": "LAFR Load Folder",
+    "LAFR_SamplePhoto": "Sample Photo (LAFR)",
+    "LAFR_Compare": "Compare Before/After (LAFR)",
 }
 """Saved workflows hold these ids: a line may be added, never changed."""
 
@@ -98,7 +100,12 @@ def test_search_aliases_only_where_the_host_knows_them(schemas: dict[str, Any]) 
 
 
 def test_no_widget_takes_a_path(schemas: dict[str, Any]) -> None:
-    free = [(s.node_id, i.id) for s in schemas.values() for i in s.inputs if i.io_type == "STRING"]
+    free = [
+        (s.node_id, i.id)
+        for s in schemas.values()
+        for i in s.inputs
+        if i.io_type == "STRING" and not i.kwargs.get("force_input")
+    ]
     assert sorted(free) == [("LAFR_DetectFaces", "faces"), ("LAFR_RestoreFaces", "faces")]
 
 
@@ -183,9 +190,32 @@ def test_workflows_use_registered_nodes_and_all_their_widgets(schemas: dict[str,
     assert ours
     for node in ours:
         schema = schemas[node["type"]]
-        widgets = [one for one in schema.inputs if one.io_type in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")]
+        kinds = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+        widgets = [one for one in schema.inputs if one.io_type in kinds and not one.kwargs.get("force_input")]
         expected = sum(2 if one.kwargs.get("control_after_generate") else 1 for one in widgets)
         assert len(node.get("widgets_values", [])) == expected, node["type"]
         sockets = [one.id for one in schema.inputs if one not in widgets]
         assert [one["name"] for one in node["inputs"] if "widget" not in one] == sockets
         assert len(node["outputs"]) == len(schema.outputs)
+
+
+def test_boxes_are_sockets_wherever_they_are_taken(schemas: dict[str, Any]) -> None:
+    """Newer hosts make a widget of a BOUNDING_BOX that does not say forceInput, and send its default for an untouched node."""
+    boxes = [(node_id, one) for node_id, schema in schemas.items() for one in schema.inputs if one.io_type == "BOUNDING_BOX"]
+    assert {node_id for node_id, _ in boxes} == {"LAFR_DetectFaces", "LAFR_RestoreFaces"}
+    assert all(one.kwargs["extra_dict"] == {"forceInput": True} for _, one in boxes)
+
+
+def test_six_widgets_of_the_main_node_are_unfolded(schemas: dict[str, Any]) -> None:
+    kinds = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    widgets = [one for one in schemas["LAFR_RestoreFaces"].inputs if one.io_type in kinds]
+    assert len([one for one in widgets if not one.extra_dict.get("advanced")]) == 6
+
+
+@pytest.mark.parametrize("file", workflows(), ids=lambda file: file.stem)
+def test_templates_start_from_what_comes_with_the_pack_and_say_what_they_need(file: Path) -> None:
+    nodes = json.loads(file.read_text(encoding="utf-8"))["nodes"]
+    types = {node["type"] for node in nodes}
+    assert "LoadImage" not in types and types & {"LAFR_SamplePhoto", "LAFR_LoadFolder"}
+    (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "Note"]
+    assert ("NEEDS an SD 1.5 checkpoint" in note) == ("CheckpointLoaderSimple" in types)

@@ -1,0 +1,34 @@
+// Folds our nodes' advanced widgets on the classic canvas, which knows how to hide them but does not mark them by itself.
+// With Nodes 2.0 the frontend folds them, and nothing is done here.
+import { app } from "../../scripts/app.js";
+
+const advanced = (definition) =>
+  Object.values(definition?.input ?? {})
+    .flatMap((inputs) => Object.entries(inputs ?? {}))
+    .filter(([, spec]) => spec?.[1]?.advanced)
+    .map(([name]) => name);
+
+function resize(node) {
+  node.setSize([node.size[0], node.computeSize()[1]]);
+  node.setDirtyCanvas(true, true);
+}
+
+app.registerExtension({
+  name: "LAFR.FoldedWidgets",
+  nodeCreated(node) {
+    const definition = node.constructor.nodeData;
+    if (!definition?.name?.startsWith("LAFR_") || globalThis.LiteGraph?.vueNodesMode) return;
+    const folded = (node.widgets ?? []).filter((widget) => advanced(definition).includes(widget.name));
+    if (!folded.length) return;
+    for (const widget of folded) widget.advanced = true;
+    const label = () => (node.showAdvanced ? "fewer options" : `${folded.length} more options`);
+    // Not serialized: saved workflows hold the node's own widgets only.
+    const button = node.addWidget("button", label(), null, () => {
+      node.showAdvanced = !node.showAdvanced;
+      button.name = button.label = label();
+      resize(node);
+    }, { serialize: false });
+    button.serialize = false;
+    resize(node);
+  },
+});

@@ -119,7 +119,8 @@ class RestoreSettings:
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
     identity_warning: float = option(
-        0.3, "Identity warning", "Warn when input and restored face are less alike than this cosine. -1 = never warn.",
+        0.5, "Trust warning",
+        "Warn when a restored face is estimated to be less like the real person than this cosine. -1 = never warn.",
         low=-1.0, high=1.0, step=0.05,
     )  # fmt: skip
     batch_size: int = option(

@@ -41,6 +41,8 @@ class Face:
     """Cosine between the reference person and the restored face in [-1, 1]; None without a reference."""
     trust: float | None = None
     """Estimated cosine between the restored face and the real person in [-1, 1]; None when it was not estimated."""
+    person: str | None = None
+    """Name of the reference person whose photos helped; None when none did."""
 
     @property
     def width(self) -> float:
@@ -168,6 +170,17 @@ class Parser(Protocol):
     def __call__(self, crops: Tensor) -> Tensor:
         """FFHQ-template crops (B, 3, 512, 512) in [0, 1] -> masks (B, 1, 512, 512) in [0, 1], 1 on the face."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """Somebody known from reference photos."""
+
+    name: str
+    crops: Tensor
+    """(R, 3, 512, 512) in [0, 1], R >= 1: their face in each photo, at the FFHQ template."""
+    embedding: Tensor
+    """Unit vector (D,): the mean direction of the crops' embeddings."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lafr_core.errors import Cancelled, LafrError
+from lafr_core.faces import trust
 from lafr_core.images import photos
 from lafr_core.pipeline import restore_faces
 from lafr_core.types import Face
@@ -89,7 +90,9 @@ def _bare(image: Image.Image) -> Image.Image:
 
 
 def _warning(faces: tuple[Face, ...], request: Request) -> str:
-    least = min((face.change for face in faces if face.change is not None), default=1.0)
-    if least >= request.restore.identity_warning:
+    """What to do about the face that deserves the least trust; '' where all deserve enough."""
+    said = [(face.trust if face.trust is not None else face.change, face) for face in faces]
+    known = [(value, face) for value, face in said if value is not None]
+    if not known:
         return ""
-    return f"a face looks like another person (likeness {least:.2f}); raise Fidelity or give a reference photo"
+    return trust.advice(min(known, key=lambda pair: pair[0])[1], request.restore.identity_warning)

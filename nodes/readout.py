@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..lafr_core.faces import trust
 from ..lafr_core.faces.crop import crop
 from ..lafr_core.faces.detect import left_out
 from ..lafr_core.images.draw import draw_faces
@@ -57,8 +58,8 @@ def report_text(result: RestoredBatch, settings: RestoreSettings, device: torch.
         if not own:
             lines.append(f"photo {index}: {'nothing selected' if result.found[index] else 'no face found'}, unchanged")
         for number, face in enumerate(own):
-            low = face.change is not None and face.change < settings.identity_warning
-            lines.append(f"photo {index}, face {number}: {said(face)}{' - LOOKS LIKE SOMEBODY ELSE' if low else ''}")
+            advice = trust.advice(face, settings.identity_warning)
+            lines.append(f"photo {index}, face {number}: {said(face)}{f' - WARNING: {advice}' if advice else ''}")
     return "\n".join(lines)
 
 
@@ -75,5 +76,4 @@ def detection_text(
 
 
 def said(face: Face) -> str:
-    likeness = "" if face.change is None else f", likeness {face.change:.2f}"
-    return f"{face.size:.0f} px, score {face.score:.2f}{likeness}"
+    return ", ".join(filter(None, (f"{face.size:.0f} px, score {face.score:.2f}", trust.said(face))))

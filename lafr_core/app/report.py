@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..faces.trust import verdict
 from ..store.outputs import Outputs
 from ..types import Face
 
@@ -55,6 +56,8 @@ def face_entry(face: Face) -> dict[str, Any]:
         "score": _number(face.score, 4),
         "landmarks": [[_number(x, 2), _number(y, 2)] for x, y in face.landmarks],
         **{name: _optional(getattr(face, name), 4) for name in ("change", "likeness", "trust")},
+        "verdict": None if face.trust is None else verdict(face.trust),
+        "person": face.person,
     }
 
 

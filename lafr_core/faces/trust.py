@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..store import assets, checkpoint
-from ..types import Embedder
+from ..types import Embedder, Face
 
 VERDICTS = ("supported", "partly guessed", "a guess")
 SUPPORTED = 0.75
@@ -42,6 +42,31 @@ def verdict(trust: float) -> str:
     if math.isnan(trust):
         raise InputError("verdict: expected a number, got NaN")
     return VERDICTS[0] if trust >= SUPPORTED else VERDICTS[1] if trust >= GUESSED else VERDICTS[2]
+
+
+def advice(face: Face, limit: float) -> str:
+    """What to do about a face that deserves less trust than ``limit``, in one sentence; '' where it deserves that much.
+
+    Without an estimate, ``change`` stands in for it.
+    """
+    value = face.trust if face.trust is not None else face.change
+    if value is None or value >= limit:
+        return ""
+    said = f"trust {value:.2f}, {verdict(value)}" if face.trust is not None else f"likeness to the input {value:.2f}"
+    helped = "compare it with the reference photo" if face.person is not None else "give a reference photo of the person"
+    return f"{said}; {helped}, raise fidelity, or leave this face out"
+
+
+def said(face: Face) -> str:
+    """The read-outs of a face, as far as it has some: 'change 0.93, likeness 0.81 (anna), trust 0.74: partly guessed'."""
+    parts = []
+    if face.change is not None:
+        parts.append(f"change {face.change:.2f}")
+    if face.likeness is not None:
+        parts.append(f"likeness {face.likeness:.2f}" + (f" ({face.person})" if face.person else ""))
+    if face.trust is not None:
+        parts.append(f"trust {face.trust:.2f}: {verdict(face.trust)}")
+    return ", ".join(parts)
 
 
 def features(before: Tensor, after: Tensor, embedder: Embedder, template: Tensor) -> Tensor:

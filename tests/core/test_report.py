@@ -37,6 +37,8 @@ def test_a_record_says_everything(tmp_path: Path) -> None:
             "change": 0.8765,
             "likeness": None,
             "trust": None,
+            "verdict": None,
+            "person": None,
         }
     ]
     assert results.count("restored", "no_face") == 1 and results.count("failed") == 1

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lafr_core.errors import InputError
 from lafr_core.faces import trust
 from lafr_core.store import checkpoint
+from lafr_core.types import Face
 
 
 class Shades:
@@ -41,6 +42,25 @@ def test_the_verdict_has_three_words_and_its_bounds_belong_to_the_better_one() -
     assert trust.verdict(trust.GUESSED - 1e-6) == trust.verdict(-1.0) == "a guess"
     with pytest.raises(InputError, match="got NaN"):
         trust.verdict(float("nan"))
+
+
+def face(**known: float | str) -> Face:
+    return Face(box=(0, 0, 9, 9), landmarks=((1, 1), (7, 1), (4, 4), (2, 7), (6, 7)), score=1.0, **known)  # type: ignore[arg-type]
+
+
+def test_advice_is_for_faces_below_the_limit_and_says_what_to_do_next() -> None:
+    assert trust.advice(face(trust=0.5, change=-1.0), 0.5) == trust.advice(face(), 1.0) == ""
+    said = trust.advice(face(trust=0.31, change=1.0), 0.5)
+    assert said == "trust 0.31, a guess; give a reference photo of the person, raise fidelity, or leave this face out"
+    assert "compare it with the reference photo, raise" in trust.advice(face(trust=0.31, person="anna"), 0.5)
+    assert trust.advice(face(change=0.2), 0.5).startswith("likeness to the input 0.20; give")
+
+
+def test_a_face_is_told_of_in_as_many_numbers_as_are_known() -> None:
+    assert trust.said(face()) == ""
+    assert trust.said(face(change=0.934)) == "change 0.93"
+    whole = face(change=0.9, likeness=0.8, person="anna", trust=0.9)
+    assert trust.said(whole) == "change 0.90, likeness 0.80 (anna), trust 0.90: supported"
 
 
 def test_shrinking_takes_the_fine_bands_and_leaves_the_coarse() -> None:

@@ -313,7 +313,8 @@ def test_reference_photo_changes_the_picture_and_needs_a_face(webui, parts):
 
 
 def test_unlike_faces_are_warned_about(webui, parts):
-    assert "looks like another person" in info(webui.run(photo(), {"enable": True, "identity_warning": 1.0})).note
+    note = info(webui.run(photo(), {"enable": True, "identity_warning": 1.0})).note
+    assert "give a reference photo of the person, raise fidelity, or leave this face out" in note
     assert info(webui.run(photo(), {"enable": True, "identity_warning": -1.0})).note == ""
 
 

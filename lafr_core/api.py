@@ -18,14 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import InputError, SettingsError
+from .faces import people
 from .faces.crop import place
 from .faces.detect import detect_faces
 from .images import photos
 from .images.photos import Photo
 from .models import open_models
-from .pipeline import check_images, restore_faces
+from .pipeline import References, check_images, restore_faces
 from .settings import RestoreSettings
-from .types import Box, Face, Models, Progress, ignore_progress
+from .types import Box, Face, Models, Person, Progress, ignore_progress
 
 Picture = str | PathLike[str] | Image.Image | NDArray[Any] | Tensor | Photo
 """A file, a Pillow image, (H, W), (H, W, 3) or (H, W, 4) uint8, a (3, H, W) or (1, 3, H, W) float tensor in [0, 1], a Photo."""
@@ -73,6 +74,8 @@ def restore(
     models: Models | None = None,
     device: str = "auto",
     boxes: Sequence[Box] | None = None,
+    reference: Picture | Sequence[Picture] | Sequence[Person] | None = None,
+    reference_weight: float = 1.0,
     progress: Progress = ignore_progress,
     **options: Any,
 ) -> Restoration:
@@ -80,14 +83,17 @@ def restore(
 
     settings, or single ``options`` of :class:`RestoreSettings` by name (``fidelity=0.9``), not both. models: what
     :func:`open_models` gave, to open them once for many pictures; opened on ``device`` when None. boxes: face boxes
-    (x0, y0, x1, y1) in pixels instead of the search. No face is a result: the picture comes back bit-identical with no faces.
+    (x0, y0, x1, y1) in pixels instead of the search. reference: one or several good photos of the person; or people that
+    :func:`open_references` gave. reference_weight: how much they lend, 0 to 1. No face is a result: the picture comes back
+    bit-identical with no faces.
     Raises InputError for a picture of the wrong layout or range, ImageFileError for a file that cannot be read, SettingsError.
     """
     chosen = _settings(settings, options)
     photo = to_photo(picture)
     models = models if models is not None else open_models(chosen, device=device)
     given = None if boxes is None else [boxes]
-    result = restore_faces(photo.pixels[None], models, chosen, boxes=given, progress=progress)
+    references = References(_people(reference, models, chosen), reference_weight)
+    result = restore_faces(photo.pixels[None], models, chosen, boxes=given, references=references, progress=progress)
     notes = (*photo.notes, *result.left_out(0, chosen))
     return Restoration(replace(photo, pixels=result.images[0]), result.faces, result.masks[0], notes)
 
@@ -147,6 +153,44 @@ def _from_tensor(pixels: Tensor) -> Photo:
         raise InputError(f"picture: expected (3, H, W) or (1, 3, H, W), got {tuple(pixels.shape)}{hint}")
     check_images(single[None])
     return Photo(single.detach().to("cpu", torch.float32))
+
+
+def open_references(path: str | PathLike[str], models: Models, settings: RestoreSettings | None = None) -> tuple[Person, ...]:
+    """The people in ``path``: one person for a photo file; for a folder one person of the folder's photos, named after it, or,
+    where it holds folders, one person a folder.
+
+    Raises InputError where there is no photo or no face, ImageFileError for a file that cannot be read.
+    """
+    root = Path(path)
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+    people = []
+    for place_ in folders or [root]:
+        files = sorted(f for f in place_.iterdir() if f.suffix.lower() in photos.SUFFIXES) if place_.is_dir() else [place_]
+        if not files:
+            raise InputError(f"{place_}: expected reference photos in this folder, found none; put photos of one person there")
+        people.append(_person(place_.name if place_.is_dir() else place_.stem, files, models, settings))
+    return tuple(people)
+
+
+def _people(
+    reference: Picture | Sequence[Picture] | Sequence[Person] | None, models: Models, settings: RestoreSettings
+) -> tuple[Person, ...]:
+    if reference is None:
+        return ()
+    several = isinstance(reference, Sequence) and not isinstance(reference, str)
+    given: list[Any] = list(reference) if several else [reference]  # type: ignore[arg-type]
+    if all(isinstance(entry, Person) for entry in given):
+        return tuple(given)
+    return (_person("reference", given, models, settings),)
+
+
+def _person(name: str, pictures: Sequence[Picture], models: Models, settings: RestoreSettings | None) -> Person:
+    if models.embedder is None:
+        raise InputError(
+            "reference: expected a face embedder to know the person by, found none; reinstall LAFR with its weights"
+        )
+    pixels = [to_photo(picture).pixels for picture in pictures]
+    return people.meet(name, pixels, models.detector, models.embedder, settings)
 
 
 def _settings(settings: RestoreSettings | None, options: dict[str, Any]) -> RestoreSettings:

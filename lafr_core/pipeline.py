@@ -1,6 +1,7 @@
 """The whole job, in the one place that knows the order of the stages.
 
 image -detect-> faces -crop-> crops -encode-> z_lq -align-> z_al -prior-> z -decode-> crops' -colour, grain, paste-> image
+                                                      reference photos lend -^
 """
 
 from __future__ import annotations
@@ -13,17 +14,34 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .faces import color, grain
+from .faces import color, grain, people, trust
 from .faces.crop import crop_faces, place
 from .faces.detect import find_faces, left_out
-from .faces.identity import cosine
+from .faces.identity import cosine, likeness
 from .faces.masks import check_parser
 from .faces.paste import check_keep, paste_into
+from .latent import guidance, lending
 from .settings import RestoreSettings
-from .types import Box, Face, Models, Progress, ignore_progress
+from .types import Box, Face, Models, Person, Progress, ignore_progress
 
 OVERSHOOT = 0.05
 """How far values may lie outside [0, 1]: what bicubic and Lanczos resampling leave at hard edges."""
+
+
+@dataclass(frozen=True)
+class References:
+    """People whose good photos help to restore their faces."""
+
+    people: tuple[Person, ...] = ()
+    weight: float = 1.0
+    """How much the photos lend, 0 (nothing: bit-identical to no references) to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.weight <= 1.0:
+            raise InputError(f"reference weight: expected 0 to 1, got {self.weight}")
+
+
+NO_REFERENCES = References()
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,8 @@ class RestoredBatch:
     images: Tensor
     """(B, 3, H, W) in [0, 1], same size, dtype and device as the input. Rows without faces are bit-identical to the input."""
     faces: tuple[Face, ...]
-    """All faces of all rows, placed, ``change`` set when an embedder was at hand; by row, then in the chosen order."""
+    """All faces of all rows, placed, by row, then in the chosen order; ``change`` and ``trust`` are set when an embedder was at
+    hand, ``person`` and ``likeness`` where a reference person was."""
     masks: Tensor
     """(B, 1, H, W) in [0, 1]: where the images were changed."""
     found: tuple[int, ...] = ()
@@ -53,12 +72,14 @@ def restore_faces(
     *,
     boxes: Sequence[Sequence[Box]] | None = None,
     keep: Tensor | None = None,
+    references: References = NO_REFERENCES,
     progress: Progress = ignore_progress,
 ) -> RestoredBatch:
     """Detect, restore and paste back every face of a batch of photos of one size.
 
     images: (B, 3, H, W) float RGB in [0, 1], any device. boxes: per photo, hand-given face boxes instead of
-    the detector's search. keep: (B or 1, 1, H, W) in [0, 1], 1 where the photo stays as it is.
+    the detector's search. keep: (B or 1, 1, H, W) in [0, 1], 1 where the photo stays as it is. references: people whose good
+    photos help; each face takes the one it is most like, if likely.
     No face is a result, not an error: that photo comes back bit-identical, as does every photo at strength 0.
     """
     check_images(images)
@@ -66,11 +87,13 @@ def restore_faces(
     check_keep(keep, images)
     found = find_faces(images, models.detector, settings, boxes=boxes, progress=progress)
     faces = [place(face) for face in found.faces]
+    known = _whose_faces(images, faces, models, references)
     pasted, masks = images.clone(), images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
     done: list[Face] = []
     for start in range(0, len(faces), settings.batch_size):  # crops live for one batch: memory does not grow with the faces
         batch = faces[start : start + settings.batch_size]
-        restored, scored = restore_crops(crop_faces(images, batch), batch, models, settings)
+        lenders, weight = known[start : start + settings.batch_size], references.weight
+        restored, scored = restore_crops(crop_faces(images, batch), batch, models, settings, lenders=lenders, weight=weight)
         paste_into(pasted, masks, scored, restored, settings, parser=models.parser, keep=keep)
         done += scored
         progress("restore", len(done), len(faces))
@@ -83,41 +106,119 @@ def restore_crops(
     models: Models,
     settings: RestoreSettings,
     *,
+    lenders: Sequence[Person | None] = (),
+    weight: float = 1.0,
     progress: Progress = ignore_progress,
 ) -> tuple[Tensor, list[Face]]:
-    """Crops (N, 3, 512, 512) and their faces -> restored crops and the faces with ``change`` set. N may be 0.
+    """Crops (N, 3, 512, 512) and their faces -> restored crops, and the faces with what is known of them. N may be 0.
 
+    lenders: for each face the person whose photos help it, or None; () = nobody. weight: how much they lend, 0 to 1.
     Works ``settings.batch_size`` crops at a time on ``models.device``; results return to the crops' device and dtype.
     """
     if len(faces) != crops.shape[0]:
         raise InputError(f"restore_crops: expected one face a crop, got {len(faces)} faces and {crops.shape[0]} crops")
+    lenders = lenders or [None] * len(faces)
     restored: list[Tensor] = []
     scored: list[Face] = []
     with torch.no_grad():
         for start in range(0, len(faces), settings.batch_size):
             batch = crops[start : start + settings.batch_size].to(models.device, torch.float32)
-            out = restore_pixels(batch, models, settings.fidelity, settings.detail)
+            known = lenders[start : start + settings.batch_size]
+            out = restore_pixels(batch, models, settings.fidelity, settings.detail, lenders=known, weight=weight)
             out = color.match_color(out, batch, settings.color)
             out = grain.match_grain(out, batch, settings.grain)
             restored.append(out.to(crops))
-            identities = cosine(models.embedder, batch, out) if models.embedder is not None else [None] * len(batch)
-            scored += [replace(face, change=value) for face, value in zip(faces[start:], identities, strict=False)]
+            scored += _judged(faces[start : start + settings.batch_size], batch, out, models, known)
             progress("restore", len(scored), len(faces))
     return (torch.cat(restored) if restored else crops.clone()), scored
 
 
-def restore_pixels(crops: Tensor, models: Models, fidelity: float, detail: float = 1.0) -> Tensor:
+def restore_pixels(
+    crops: Tensor,
+    models: Models,
+    fidelity: float,
+    detail: float = 1.0,
+    *,
+    lenders: Sequence[Person | None] = (),
+    weight: float = 1.0,
+) -> Tensor:
     """Crops (B, 3, 512, 512) in [0, 1] through encode, align, prior and decode; nothing else. Result in [0, 1].
 
     ``detail`` in [0, 1]: how far the latents go from the aligned to the prior's (or the sampler's); at 0 that stage is skipped.
+    lenders: for each crop the person whose photos help, or None. What they lend comes after a prior and before a sampler.
     """
-    latents = models.vae.encode(crops)
-    if models.aligner is not None:
-        latents = models.aligner(latents, fidelity).latents
-    if detail > 0 and (models.sampler is not None or models.prior is not None):
-        finished = models.sampler(latents, crops) if models.sampler is not None else models.prior(latents)  # type: ignore[misc]
-        latents = torch.lerp(latents, finished, detail)
+    chain = _Chain(models, fidelity, detail)
+    aligned = chain.align(crops)
+    latents = chain.finish(aligned)
+    if weight > 0 and any(person is not None for person in lenders):
+        rows = zip(crops.split(1), aligned.split(1), latents.split(1), lenders, strict=True)
+        latents = torch.cat(
+            [row if lender is None else chain.help(row, al, crop, lender, weight) for crop, al, row, lender in rows]
+        )
+    if models.sampler is not None and detail > 0:
+        latents = torch.lerp(latents, models.sampler(latents, crops), detail)
     return models.vae.decode(latents)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The stages between crop and latents, for faces and for the reference photos that are sent after them."""
+
+    models: Models
+    fidelity: float
+    detail: float
+
+    def align(self, crops: Tensor) -> Tensor:
+        latents = self.models.vae.encode(crops)
+        return latents if self.models.aligner is None else self.models.aligner(latents, self.fidelity).latents
+
+    def finish(self, aligned: Tensor) -> Tensor:
+        """The aligned latents through the prior. A sampler comes after what is lent: it is slow and draws at random."""
+        if self.models.prior is None or self.models.sampler is not None or self.detail == 0:
+            return aligned
+        return torch.lerp(aligned, self.models.prior(aligned), self.detail)
+
+    def help(self, latents: Tensor, aligned: Tensor, crop: Tensor, lender: Person, weight: float) -> Tensor:
+        """The finished latents (1, C, h, w) of one crop with what the lender's photos lend, as far as the embedder agrees."""
+        good = lender.crops.to(crop)
+        poor = self.align(people.as_poor(good, crop[0]))
+        lost = self.models.vae.encode(good) - self.finish(poor)
+        whole = latents + lending.borrowed(aligned, poor, lost)
+        if self.models.embedder is None:
+            return torch.lerp(latents, whole, weight)
+        return guidance.approach(latents, whole, self.models.vae.decode, self.models.embedder, lender.embedding, weight)
+
+
+def _judged(
+    faces: Sequence[Face], before: Tensor, after: Tensor, models: Models, lenders: Sequence[Person | None]
+) -> list[Face]:
+    """The faces with the three read-outs; without an embedder there are none."""
+    names = [None if person is None else person.name for person in lenders]
+    if models.embedder is None:
+        return [replace(face, person=name) for face, name in zip(faces, names, strict=True)]
+    changes = cosine(models.embedder, before, after)
+    trusts: Sequence[float | None] = trust.estimate(before, after, models.embedder) or [None] * len(faces)
+    likenesses = [
+        None if person is None else likeness(models.embedder, crop[None], person.embedding)
+        for crop, person in zip(after, lenders, strict=True)
+    ]
+    return [
+        replace(face, change=c, trust=t, likeness=k, person=name)
+        for face, c, t, k, name in zip(faces, changes, trusts, likenesses, names, strict=True)
+    ]
+
+
+def _whose_faces(images: Tensor, faces: Sequence[Face], models: Models, references: References) -> list[Person | None]:
+    """For each face its reference person. Asked of all faces of a photo at once: a lone face needs no likeness."""
+    if not references.people:
+        return [None] * len(faces)
+    if len(references.people) == 1 and len(faces) == images.shape[0] == 1:
+        return [references.people[0]]
+    found: list[Person | None] = []
+    for face in faces:
+        crop = crop_faces(images, [face]).to(models.device, torch.float32)
+        found += people.whose(crop, references.people, models.embedder)
+    return found
 
 
 def check_images(images: Tensor) -> None:

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from .. import __version__
 from ..errors import InputError, LafrError
+from ..faces import trust
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 from ..images import photos
 from ..images.photos import Photo
 from ..models import device_name
-from ..pipeline import restore_crops, restore_faces
+from ..pipeline import NO_REFERENCES, References, restore_crops, restore_faces
 from ..settings import RestoreSettings
 from ..store.outputs import Outputs
 from ..types import Box, Face, Models
@@ -44,23 +45,38 @@ Reader = Callable[[Path], Photo]
 
 
 def restore_photo(
-    job: Job, models: Models, settings: RestoreSettings, boxes: Sequence[Box] | None = None, read: Reader = photos.read
+    job: Job,
+    models: Models,
+    settings: RestoreSettings,
+    boxes: Sequence[Box] | None = None,
+    read: Reader = photos.read,
+    references: References = NO_REFERENCES,
 ) -> Made:
     """Restore the faces of one photo file. Raises LafrError when it cannot be read."""
     photo = read(job.source)
-    result = restore_faces(photo.pixels[None], models, settings, boxes=[boxes] if boxes else None)
+    result = restore_faces(photo.pixels[None], models, settings, boxes=[boxes] if boxes else None, references=references)
     restored = replace(photo, pixels=result.images[0])
     status = "restored" if result.faces else "no_face"
-    notes = [*photo.notes, *result.left_out(0, settings), *identity_warnings(result.faces, settings)]
+    notes = [*photo.notes, *result.left_out(0, settings), *trust_warnings(result.faces, settings)]
     return Made(record(job, status, result.faces, notes), lambda path: photos.write(path, restored))
 
 
-def restore_crop(job: Job, models: Models, settings: RestoreSettings, read: Reader = photos.read) -> Made:
+def restore_crop(
+    job: Job,
+    models: Models,
+    settings: RestoreSettings,
+    read: Reader = photos.read,
+    references: References = NO_REFERENCES,
+) -> Made:
     """Restore one face crop at the FFHQ template: the whole picture is the face, blended by ``strength``, no mask.
 
     A square of another size is scaled to 512 for the networks and back, with a warning in the record. Raises InputError for
-    pictures that are not square.
+    pictures that are not square, and for references of several people: a crop does not say whose face it is.
     """
+    if len(references.people) > 1:
+        raise InputError(
+            f"--reference: expected one person with --aligned, got {len(references.people)}; name that person's folder"
+        )
     photo = read(job.source)
     side, width = photo.pixels.shape[-2:]
     if side != width:
@@ -77,21 +93,18 @@ def restore_crop(job: Job, models: Models, settings: RestoreSettings, read: Read
     crops = _resized(pixels, CROP_SIZE)
     if side != CROP_SIZE:
         notes.append(f"crop of {side} pixels, scaled to {CROP_SIZE} and back")
-    restored, faces = restore_crops(crops, [face], models, settings)
+    restored, faces = restore_crops(crops, [face], models, settings, lenders=references.people, weight=references.weight)
     # The change is scaled back, not the picture: what the networks left alone stays as sharp as it was.
     change = _resized(restored - crops, side)
     result = (pixels + settings.strength * change).clamp(0, 1) if settings.strength > 0 else pixels
-    made = record(job, "restored", faces, [*notes, *identity_warnings(faces, settings)])
+    made = record(job, "restored", faces, [*notes, *trust_warnings(faces, settings)])
     return Made(made, lambda path: photos.write(path, replace(photo, pixels=result[0])))
 
 
-def identity_warnings(faces: Iterable[Face], settings: RestoreSettings) -> list[str]:
-    """One sentence for each face less like its input than ``settings.identity_warning``."""
-    return [
-        f"face {number}: identity {face.change:.2f} is below {settings.identity_warning:g}; check that it is the same person"
-        for number, face in enumerate(faces)
-        if face.change is not None and face.change < settings.identity_warning
-    ]
+def trust_warnings(faces: Iterable[Face], settings: RestoreSettings) -> list[str]:
+    """One sentence for each face that deserves less trust than ``settings.identity_warning``."""
+    sentences = ((number, trust.advice(face, settings.identity_warning)) for number, face in enumerate(faces))
+    return [f"face {number}: {sentence}" for number, sentence in sentences if sentence]
 
 
 def record(job: Job, status: str, faces: Iterable[Face], warnings: Iterable[str]) -> Record:

@@ -51,6 +51,12 @@ def cosine(embedder: Embedder, a: Tensor, b: Tensor) -> list[float]:
         return [float(v) for v in (first * second).sum(1).clamp(-1, 1)]
 
 
+def likeness(embedder: Embedder, crop: Tensor, person: Tensor) -> float:
+    """Cosine in [-1, 1] of the face in ``crop`` (1, 3, 512, 512) and a person's unit vector (D,)."""
+    with torch.no_grad():
+        return float((embedder(crop)[0] * person.to(crop.device)).sum().clamp(-1, 1))
+
+
 def open_embedder(path: Path | None, device: torch.device | str) -> Embedder | None:
     """The embedder in the LAFR embedder file ``path``. None: the starter embedder of this repository, or None without it.
 

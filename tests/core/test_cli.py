@@ -196,13 +196,13 @@ def test_a_face_left_out_by_the_settings_is_not_called_none(
         assert (words or "found") in capfd.readouterr().err or words is None
 
 
-def test_identity_below_the_threshold_warns(
+def test_a_face_that_deserves_little_trust_is_warned_about(
     tmp_path: Path, models: list[Any], capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "restore_faces", lambda images, *_, **__: _restoration(images, 0.12))
     source = photo(tmp_path / "a.png")
     assert run("restore", source, "-o", tmp_path / "out", "--report", tmp_path / "r.json") == 0
-    message = "face 0: identity 0.12 is below 0.3; check that it is the same person"
+    message = "face 0: trust 0.12, a guess; give a reference photo of the person, raise fidelity, or leave this face out"
     assert entries(tmp_path / "r.json")["a.png"]["warnings"] == [message]
     assert f"a.png: {message}" in capfd.readouterr().err
     assert (
@@ -212,10 +212,10 @@ def test_identity_below_the_threshold_warns(
     assert entries(tmp_path / "r.json")["a.png"]["warnings"] == []
 
 
-def _restoration(images: torch.Tensor, identity: float) -> Any:
+def _restoration(images: torch.Tensor, trust: float) -> Any:
     from lafr_core.pipeline import RestoredBatch
 
-    return RestoredBatch(images, (replace(FACE, change=identity),), torch.zeros_like(images[:, :1]))
+    return RestoredBatch(images, (replace(FACE, change=0.99, trust=trust),), torch.zeros_like(images[:, :1]))
 
 
 @pytest.mark.parametrize("side", [512, 256, 700])

@@ -38,22 +38,45 @@ class Data:
     subset_method: str = "random"
     """random, or k-centre: greedy farthest points over the latents, the most varied subset."""
     severity: str = "full"
-    """Degradation ranges: full, mild, medium or severe (lafr_core.images.degrade)."""
+    """Degradation: full, mild, medium, severe, mix, or a paper's: gfpgan, codeformer, osediff (train.data.degradation)."""
     flip: float = 0.5
-    """Probability of mirroring a picture."""
+    """Probability of mirroring a picture (stored pairs are mirrored when they are made)."""
     workers: int = 2
     """Loader processes. Does not change what is drawn."""
+    fidelity: float = 0.75
+    """The fidelity that ``fidelity_share`` of the samples are trained at; the others are anywhere in [0, 1]."""
+    fidelity_share: float = 0.0
+    pairs: str = ""
+    """Folder of stored latents: ``python -m train pairs`` fills it, the stages then learn from it instead of ``source``."""
+    second_pairs: str = ""
+    """The same of another autoencoder (``models.second_vae``), so that an adapter works behind both."""
+    second_share: float = 0.25
+    """Share of samples from ``second_pairs``."""
+    window: int = 0
+    """Stored pairs: side, in latent cells, of the windows that are decoded for the picture terms; 0 = whole faces."""
+    second_window: int = 0
+    """The same for ``second_pairs``, not above ``window``; 0 = as ``window``."""
+    windows: int = 1
+    """Windows of every sample."""
+    around: int = 0
+    """Windows keep so far from the crop's edge that this side of cells can be cut out around them: what a local prior sees."""
+    middle: float = 0.0
+    """Share of windows drawn over eyes and mouth instead of anywhere."""
 
     def check(self) -> None:
+        known = ("full", "mild", "medium", "severe", "mix", "gfpgan", "codeformer", "osediff")
         _require(self.size > 0 and self.size % 32 == 0, "data.size", "a positive multiple of 32", self.size)
         _require(0 < self.subset <= 1, "data.subset", "a share in (0, 1]", self.subset)
         _require(self.subset_method in ("random", "k-centre"), "data.subset_method", "random or k-centre", self.subset_method)
-        _require(
-            self.severity in ("full", "mild", "medium", "severe"),
-            "data.severity",
-            "full, mild, medium or severe",
-            self.severity,
-        )
+        _require(self.severity in known, "data.severity", f"one of {', '.join(known)}", self.severity)
+        for key in ("fidelity", "fidelity_share", "second_share", "middle"):
+            _require(0 <= getattr(self, key) <= 1, f"data.{key}", "a number in [0, 1]", getattr(self, key))
+        cells = self.size // 8
+        for key in ("window", "second_window", "around"):
+            _require(0 <= getattr(self, key) <= cells, f"data.{key}", f"0 to {cells} cells", getattr(self, key))
+        _require(self.second_window <= self.window, "data.second_window", "at most data.window", self.second_window)
+        _require(self.around in (0, *range(self.window, cells + 1)), "data.around", "0, or data.window and more", self.around)
+        _require(self.windows >= 1, "data.windows", "1 or more", self.windows)
         _require(0 <= self.flip <= 1, "data.flip", "a probability in [0, 1]", self.flip)
         _require(self.workers >= 0, "data.workers", "0 or more", self.workers)
 
@@ -63,10 +86,20 @@ class Models:
     """Weights a run starts from."""
 
     vae: str = ""
-    """VAE folder or file; empty = the starter VAE of this repository."""
+    """VAE folder or file, or a folder with a TAESD sibling's two files; empty = the starter VAE of this repository."""
     family: str = "sd"
+    second_vae: str = ""
+    """The autoencoder of ``data.second_pairs``; empty = their windows are not decoded, only their latents count."""
     unet: str = ""
-    """diffusers UNet (or pipeline) folder for the prior's LoRA; empty = train the small starter prior instead."""
+    """diffusers UNet (or pipeline) folder, or one SD 1.x/2.x .safetensors file, for the prior's LoRA; empty = train the small
+    starter prior instead.
+    """
+    init: str = ""
+    """LAFR .safetensors of the trained network to go on from, with its own architecture; depths of ``network`` that are
+    larger grow it, without changing what it does at first. Empty = a new network.
+    """
+    thumbnail: str = ""
+    """File of the thumbnail stage: what identity terms look at where windows are decoded."""
     codebook: str = ""
     """Codebook run or checkpoint that the adapter stage starts from; empty = the newest one of this run's own folder."""
     adapter: str = ""
@@ -81,21 +114,33 @@ class Network:
 
     width: int = 64
     coarse: int = 128
-    deep: int = 192
+    deep: int = 160
     code_width: int = 64
     entries: int = 1024
     top_k: int = 1
     """1 = nearest code; more = soft assignment over the k nearest."""
     depth: int = 2
+    deep_depth: int = 1
+    """Attention layers on the coarsest grid."""
     grid: int = 64
     """Side of the latents the position tables are made for; data.size / 8."""
     prior_widths: tuple[int, ...] = (64, 160, 320)
     prior_depth: int = 3
+    prior_groups: int = 8
+    """Of the prior's normalisation; 0 = none."""
+    prior_attention: bool = True
+    """Two attention layers on the prior's coarsest grid. Without them and without normalisation it is local: data.window."""
+    prior_sharpen: float = 0.0
+    """Above 0 the prior only raises or lowers differences from the surroundings, by this share at most."""
 
     def check(self) -> None:
         _require(self.grid % 4 == 0 and self.grid > 0, "network.grid", "a positive multiple of 4", self.grid)
         _require(1 <= self.top_k <= self.entries, "network.top_k", f"1 to network.entries = {self.entries}", self.top_k)
         _require(len(self.prior_widths) == 3, "network.prior_widths", "three numbers", self.prior_widths)
+        for key in ("depth", "prior_depth"):
+            _require(getattr(self, key) >= 1, f"network.{key}", "1 or more", getattr(self, key))
+        for key in ("deep_depth", "prior_groups", "prior_sharpen"):
+            _require(getattr(self, key) >= 0, f"network.{key}", "0 or more", getattr(self, key))
 
 
 @dataclass(frozen=True)
@@ -107,16 +152,24 @@ class Stage:
     accumulate: int = 1
     lr: float = 1e-4
     warmup: int = 200
-    """Steps of linear warm-up; cosine decay to ``final`` afterwards."""
+    """Steps of linear warm-up."""
+    hold: float = 0.0
+    """Share of the run at the full rate before the cosine decay to ``final`` begins."""
     final: float = 0.02
     """Learning rate at the end, as a share of ``lr``."""
     weight_decay: float = 1e-4
+    beta1: float = 0.9
+    """AdamW's memory of the gradient."""
     clip: float = 1.0
     """Largest gradient norm."""
     ema: float = 0.999
     """Decay of the averaged weights that are exported; warms up from 0."""
     precision: str = "no"
-    """no (float32), bf16 or fp16."""
+    """no (float32), bf16 or fp16. YAML's bare ``no`` counts as the word."""
+    tf32: bool = False
+    """Let a GPU multiply float32 matrices in TF32: faster, about three decimal digits."""
+    compile: bool = False
+    """torch.compile the model: slower to start, faster steps."""
     optimizer: str = "adamw"
     """adamw, adamw8bit (bitsandbytes), or muon (train.engine.optimizers): better per step on small convolutional nets."""
 
@@ -124,7 +177,8 @@ class Stage:
         for key in ("steps", "batch", "accumulate"):
             _require(getattr(self, key) >= 1, f"{name}.{key}", "1 or more", getattr(self, key))
         _require(self.lr > 0, f"{name}.lr", "above 0", self.lr)
-        _require(0 <= self.ema < 1, f"{name}.ema", "in [0, 1)", self.ema)
+        for key in ("ema", "hold", "beta1"):
+            _require(0 <= getattr(self, key) < 1, f"{name}.{key}", "in [0, 1)", getattr(self, key))
         _require(self.precision in ("no", "bf16", "fp16"), f"{name}.precision", "no, bf16 or fp16", self.precision)
         known = ("adamw", "adamw8bit", "muon")
         _require(self.optimizer in known, f"{name}.optimizer", "adamw, adamw8bit or muon", self.optimizer)
@@ -140,6 +194,115 @@ class CodebookStage(Stage):
     """A code whose share of use falls below this part of the average is dead and moves to a current feature."""
     kmeans_at: tuple[int, ...] = (0, 300)
     """Steps at which the codebook is set by k-means over current features."""
+
+
+@dataclass(frozen=True)
+class PairsStage:
+    """What ``python -m train pairs`` stores in ``data.pairs``: latents by ``models.vae`` of ``data.source``'s faces."""
+
+    rounds: int = 1
+    """How often every picture is drawn anew: moved, mirrored and tinted."""
+    versions: int = 4
+    """Degradations of every draw."""
+    limit: int = 0
+    """Pictures of each round, in its random order; 0 = all."""
+    shard: int = 30
+    """Pictures a file."""
+    window: int = 0
+    """Side in pixels (a multiple of 32) of the part of each crop that is encoded, at random; 0 = the whole crop."""
+    pixels: bool = True
+    """Keep the clean pixels too: for windows, thumbnails and the autoencoder."""
+    degraded: bool = False
+    """Keep the degraded pixels too: for the autoencoder."""
+    beside: bool = False
+    """Keep the starter autoencoder's latents too: for the families' start."""
+    aligned: bool = False
+    """Keep the degraded latents as ``models.adapter`` aligns them too: for the prior and the critic, who need not run it."""
+    precision: str = "bf16"
+    """Of the encoder: no, bf16 or fp16."""
+
+    def check(self, name: str) -> None:
+        for key in ("rounds", "versions", "shard"):
+            _require(getattr(self, key) >= 1, f"{name}.{key}", "1 or more", getattr(self, key))
+        _require(self.window >= 0 and self.window % 32 == 0, f"{name}.window", "0 or a multiple of 32", self.window)
+        _require(self.precision in ("no", "bf16", "fp16"), f"{name}.precision", "no, bf16 or fp16", self.precision)
+
+
+@dataclass(frozen=True)
+class VaeStage(Stage):
+    """The starter autoencoder, on patches of stored pairs whose latents are the teacher's (pairs.pixels, pairs.degraded)."""
+
+    patch: int = 20
+    """Side of the patches in latent cells."""
+    latent_weight: float = 0.5
+    """Weight of the distance to the teacher's latents."""
+    degraded: float = 0.4
+    """Share of patches from degraded pictures, where they were stored."""
+
+
+@dataclass(frozen=True)
+class ThumbnailStage(Stage):
+    """Latents to a small picture (train.judges.thumbnail), on stored pairs with pixels."""
+
+
+@dataclass(frozen=True)
+class FamiliesStage(Stage):
+    """The adapter for another latent family, grafted from a donor, on stored pairs with the starter's latents beside."""
+
+    donor: str = ""
+    """Adapter file to start from; empty = the starter's."""
+    colour: float = 0.2
+    """Weight of the log mean squared error of the cells' colours; 0 = the decoder is not needed."""
+    anchor: float = 0.05
+    """Weight of the distance between a degraded face's features and the sharp face's entries."""
+
+
+@dataclass(frozen=True)
+class CriticStage(Stage):
+    """The generative prior: a critic on frozen features tells drawn from real windows, given the aligned picture."""
+
+    features: str = "efficientnet-lite0"
+    """The frozen network whose features the critic sees; ``random`` = a small untrained one, for trials without weights."""
+    weight: float = 0.12
+    """Of fooling the critic."""
+    near: float = 1.0
+    """Of the distance between features of the drawn and of the real window."""
+    pixel: float = 2.0
+    identity: float = 0.7
+    """Of 1 - cosine of whole faces, seen by loss.identity_weights every ``identity_every`` steps; 0 = off."""
+    identity_every: int = 2
+    head_width: int = 40
+    """Channels the features are projected to, at random and fixed."""
+    head_lr: float = 2e-4
+    """The critic's own learning rate (Adam, betas 0 and 0.99)."""
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        known = ("efficientnet-lite0", "random")
+        _require(self.features in known, f"{name}.features", "efficientnet-lite0 or random", self.features)
+        _require(self.identity_every >= 1, f"{name}.identity_every", "1 or more", self.identity_every)
+        for key in ("weight", "near", "pixel", "identity"):
+            _require(getattr(self, key) >= 0, f"{name}.{key}", "0 or more", getattr(self, key))
+
+
+@dataclass(frozen=True)
+class DiffusionStage(Stage):
+    """A small diffusion prior of SD's interface: a denoiser over all timesteps in latent space, empty text."""
+
+    prediction: str = "epsilon"
+    """epsilon or v_prediction."""
+    channels: tuple[int, ...] = (96, 192, 288, 288)
+    """Of the UNet2DConditionModel's four levels; its lower three have attention."""
+    layers: int = 2
+    context: int = 64
+    """Width of the text embedding; the empty prompt is one constant token of zeros."""
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        known = ("epsilon", "v_prediction")
+        _require(self.prediction in known, f"{name}.prediction", "epsilon or v_prediction", self.prediction)
+        fits = len(self.channels) >= 2 and all(width % 32 == 0 for width in self.channels)
+        _require(fits, f"{name}.channels", "two or more multiples of 32", self.channels)
 
 
 @dataclass(frozen=True)
@@ -163,7 +326,11 @@ class PriorStage(Stage):
     context: str = ""
     """Stored empty-prompt embedding; empty = beside the UNet, else computed from the pipeline folder."""
     checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute the UNet's activations in the backward pass: less memory, about a third slower."""
+    lora_more: bool = False
+    """LoRA on the projections around the transformers and on their feed-forward layers as well: with the adapter, more than
+    7.5 M parameters.
+    """
 
     def check(self, name: str) -> None:
         super().check(name)
@@ -233,16 +400,26 @@ class Loss:
     """Weight of each term; 0 switches a term off. Terms that need weights are refused at the start when those are missing."""
 
     latent: float = 1.0
+    relative: float = 0.0
+    """L1 to the clean latents as a share of what it was before: mild and severe samples count alike."""
     commitment: float = 0.25
     code: float = 0.1
-    """Cross-entropy of the degraded picture's codes against the clean picture's."""
+    """Cross-entropy of the degraded picture's codes against the clean picture's, a distance counted per channel."""
     stay: float = 0.25
     """Pull towards the input's latents, multiplied by fidelity: keeps mild faces (docs/training.md has the figures)."""
     pixel: float = 1.0
     gradient: float = 0.0
     """L1 of pixel differences: edges, without any network."""
+    decibel: float = 0.0
+    """Logarithm of each picture's mean squared error: its PSNR."""
+    ssim: float = 0.0
+    """1 - SSIM over uniform windows."""
+    sharpness: float = 0.0
+    """|log ratio| of edge energies, against the decoded clean latents."""
     perceptual: float = 0.0
     identity: float = 0.1
+    features: float = 0.0
+    """Relative L1 of the identity network's feature maps (mobilefacenet_foamliu.pt only)."""
     structure_landmarks: float = 0.0
     structure_parsing: float = 0.0
     perceptual_weights: str = ""
@@ -264,6 +441,13 @@ class Log:
     """tensorboard, wandb or none. log.csv and the plots are written in any case."""
     every: int = 10
     sample_every: int = 500
+    validate_every: int = 0
+    """Steps between validations on ``validation_faces`` of data.validation: validation.csv, validation.png; 0 = none."""
+    validation_faces: int = 12
+    best: str = "identity"
+    """The checkpoint that is best by this column is kept: psnr, ssim, identity, sharpness."""
+    patience: int = 0
+    """Stop after so many validations without a better one; 0 = never."""
     save_every: int = 500
     keep: int = 3
     """How many checkpoints stay; the oldest go first."""
@@ -274,8 +458,12 @@ class Log:
 
     def check(self) -> None:
         _require(self.tracker in ("tensorboard", "wandb", "none"), "log.tracker", "tensorboard, wandb or none", self.tracker)
-        for key in ("every", "sample_every", "save_every", "keep"):
+        for key in ("every", "sample_every", "save_every", "keep", "validation_faces"):
             _require(getattr(self, key) >= 1, f"log.{key}", "1 or more", getattr(self, key))
+        for key in ("validate_every", "patience"):
+            _require(getattr(self, key) >= 0, f"log.{key}", "0 or more", getattr(self, key))
+        known = ("psnr", "ssim", "identity", "sharpness")
+        _require(self.best in known, "log.best", "psnr, ssim, identity or sharpness", self.best)
 
 
 @dataclass(frozen=True)
@@ -287,9 +475,15 @@ class Config:
     data: Data = field(default_factory=Data)
     models: Models = field(default_factory=Models)
     network: Network = field(default_factory=Network)
+    pairs: PairsStage = field(default_factory=PairsStage)
+    vae: VaeStage = field(default_factory=VaeStage)
+    thumbnail: ThumbnailStage = field(default_factory=ThumbnailStage)
     codebook: CodebookStage = field(default_factory=CodebookStage)
     adapter: AdapterStage = field(default_factory=AdapterStage)
     prior: PriorStage = field(default_factory=PriorStage)
+    critic: CriticStage = field(default_factory=CriticStage)
+    diffusion: DiffusionStage = field(default_factory=DiffusionStage)
+    families: FamiliesStage = field(default_factory=FamiliesStage)
     detector: FinderStage = field(default_factory=FinderStage)
     closeup: CloseUpStage = field(default_factory=CloseUpStage)
     landmarks: LandmarkStage = field(default_factory=LandmarkStage)
@@ -301,12 +495,19 @@ class Config:
         """Return the record, or raise SettingsError naming the first value that cannot work."""
         self.data.check()
         self.network.check()
-        for name in ("codebook", "adapter", "prior", "detector", "closeup", "landmarks", "embedder"):
+        for name in STAGES:
             getattr(self, name).check(name)
         self.log.check()
         negative = [f.name for f in fields(self.loss) if f.type == "float" and getattr(self.loss, f.name) < 0]
         _require(not negative, f"loss.{negative[0] if negative else ''}", "0 or more", "a negative number")
         return self
+
+
+STAGES = (
+    *("pairs", "vae", "thumbnail", "codebook", "adapter", "prior", "critic", "diffusion", "families"),
+    *("detector", "closeup", "landmarks", "embedder"),
+)
+"""The sections that describe one stage each."""
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -416,6 +617,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         return tuple(_convert(int, item, key) for item in items)
     if kind is str and isinstance(value, (str, type(None))):
         return value or ""
+    if kind is str and value is False and key.endswith(".precision"):  # YAML 1.1 reads a bare no as false
+        return "no"
     if kind is bool and isinstance(value, bool):
         return value
     if kind in (int, float) and not isinstance(value, bool):

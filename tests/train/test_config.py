@@ -35,7 +35,12 @@ def test_yaml_round_trip_is_exact(tmp_path: Path) -> None:
         (["--adapter.learning_rat", "1"], "unknown setting"),
         (["--adapter.stepss", "1"], "did you mean 'adapter.steps'"),
         (["--subst", "0.1"], "did you mean 'subset'"),
-        (["--lr", "1"], "occurs in several sections; write one of --codebook.lr, --adapter.lr, --prior.lr"),
+        (["--lr", "1"], "occurs in several sections; write one of --vae.lr, --thumbnail.lr, --codebook.lr"),
+        (["--data.severity", "worse"], "one of full, mild, medium, severe, mix, gfpgan, codeformer, osediff, got worse"),
+        (["--data.window", "65"], r"data\.window: expected 0 to 64 cells, got 65"),
+        (["--data.window", "22", "--data.around", "20"], r"data\.around: expected 0, or data\.window and more, got 20"),
+        (["--critic.features", "vgg"], "efficientnet-lite0 or random, got vgg"),
+        (["--log.best", "loss"], "psnr, ssim, identity or sharpness, got loss"),
         (["--adapter.lr", "fast"], r"adapter\.lr: expected a number, got 'fast'"),
         (["--adapter.batch", "1.5"], r"adapter\.batch: expected a whole number, got 1\.5"),
         (["--adapter.train_mapping", "3"], "expected true or false, got 3"),
@@ -72,12 +77,20 @@ def test_unknown_keys_in_a_file(tmp_path: Path) -> None:
 
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
-OPTIONS = {f"starter_{name}" for name in ("vae", "pairs", "codebook", "adapter", "prior")}
-"""Files of command-line options (train.arguments; test_starter.py reads them), not of runs."""
 
 
-@pytest.mark.parametrize("file", sorted(f for f in CONFIGS.glob("*.yaml") if f.stem not in OPTIONS), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda f: f.stem)
 def test_shipped_configs_are_valid(file: Path) -> None:
     conf = config.parse(["--config", str(file)])
     assert conf.name == file.stem
     assert conf.network.grid == conf.data.size // 8
+
+
+def test_precision_no_is_the_word_whatever_yaml_makes_of_it(tmp_path: Path) -> None:
+    assert config.parse(["--prior.precision", "no"]).prior.precision == "no"
+    file = tmp_path / "run.yaml"
+    file.write_text("prior: {precision: no}\npairs: {precision: no}\n")
+    conf = config.parse(["--config", str(file)])
+    assert (conf.prior.precision, conf.pairs.precision) == ("no", "no")
+    with pytest.raises(SettingsError, match="expected text, got False"):
+        config.parse(["--name", "no"])

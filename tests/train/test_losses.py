@@ -68,14 +68,18 @@ def test_values_by_hand() -> None:
     assert float(losses.gradient(a, b)) == pytest.approx(1 / 6 + 1 / 6)
     opposite = losses.identity(torch.ones(1, 1, 1, 1), -torch.ones(1, 1, 1, 1), lambda p: p.flatten(1))
     assert float(opposite) == pytest.approx(2.0)
-    # Two codes at distances 0 and 2 (squared), spread 1/2: softmax of (0, -2)
+    # Two codes at distances 0 and 2 (squared), spread 1/2 over two channels, so 1/4 each: softmax of (0, -4)
     value = losses.code(
         torch.tensor([[[[1.0]], [[1.0]]]]),
         torch.tensor([[1.0, 1.0], [0.0, 0.0]]),
         torch.tensor(0.5),
         torch.zeros(1, 1, 1, dtype=torch.long),
     )
-    assert float(value) == pytest.approx(math.log(1 + math.exp(-2)))
+    assert float(value) == pytest.approx(math.log(1 + math.exp(-4)), rel=1e-4)
+    # Right on its entry a feature costs next to nothing, whatever the width: 64 channels of spread 1 each, 1024 entries.
+    codes = torch.randn(1024, 64, generator=torch.Generator().manual_seed(1))
+    hit = losses.code(codes[:4].t()[None, :, :, None], codes, torch.tensor(32.0), torch.arange(4).view(1, 4, 1))
+    assert float(hit) < 0.05 < 5 < math.log(1024)
     stay = losses.stay(torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1), torch.tensor([0.0, 1.0]))
     assert float(stay) == pytest.approx(0.5)
 

@@ -404,7 +404,7 @@ def degrade_picture(g: np.random.Generator, image: Image.Image, largest: float) 
         image = Image.open(buffer).convert("RGB")
     if small != side:
         image = image.resize((side, side), Image.Resampling.BICUBIC if g.random() < 0.8 else Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.float32) / 255, ratio
+    return np.asarray(image, dtype=np.float32) / np.float32(255), ratio
 
 
 def sample(

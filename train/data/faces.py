@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lafr_core.errors import InputError
-from lafr_core.images.degrade import Drawn, degrade
+from lafr_core.images.degrade import Drawn
 from lafr_core.types import Matrix
 from train.config import Data
+from train.data.degradation import spoil
 from train.data.drawn import draw_face
 from train.data.photos import Portrait, aligned_crop, read_split
 
@@ -159,13 +160,13 @@ def load_picture(picture: Picture, size: int) -> NDArray[np.float32]:
             image = image.crop((left, top, left + side, top + side))
             if side != size:
                 image = image.resize((size, size), Image.Resampling.LANCZOS)
-            return np.asarray(image, dtype=np.float32) / 255
+            return np.asarray(image, dtype=np.float32) / np.float32(255)
         pixels = np.asarray(image)
     crop = aligned_crop(pixels, picture.matrix).permute(1, 2, 0).numpy()
     if crop.shape[0] == size:
         return crop
     small = Image.fromarray((crop * 255 + 0.5).astype(np.uint8)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(small, dtype=np.float32) / 255
+    return np.asarray(small, dtype=np.float32) / np.float32(255)
 
 
 class Samples(Protocol):
@@ -208,7 +209,9 @@ class Faces(Dataset[dict[str, Any]]):
         if generator.random() < self.data.flip:
             sharp = np.ascontiguousarray(sharp[:, ::-1])
         fidelity = float(generator.random())
-        spoilt, drawn = degrade(sharp, generator, self.data.severity)
+        spoilt, drawn = spoil(sharp, generator, self.data.severity)
+        if self.data.fidelity_share > 0 and generator.random() < self.data.fidelity_share:
+            fidelity = self.data.fidelity
         return {
             "hq": to_tensor(sharp),
             "lq": to_tensor(spoilt),
@@ -216,6 +219,12 @@ class Faces(Dataset[dict[str, Any]]):
             "index": torch.tensor(index),
             "drawn": parameters(drawn),
         }
+
+
+def draw_fidelity(generator: np.random.Generator, data: Data) -> float:
+    """``fidelity_share`` of the samples at ``data.fidelity``, the rest anywhere: every setting of the knob has to work."""
+    anywhere, usual = generator.random(2)
+    return data.fidelity if usual < data.fidelity_share else float(anywhere)
 
 
 def to_tensor(image: NDArray[np.float32]) -> Tensor:
@@ -270,12 +279,18 @@ def open_faces(
     data: Data, seed: int, *, split: str = "train", features: Callable[[Sequence[Picture]], Tensor] | None = None
 ) -> tuple[Faces, list[str]]:
     """The training set of a config and the names of skipped files: found, subset, checked."""
-    source = data.source if split == "train" else data.validation
-    pictures = find_pictures(source, split)
+    good, bad = open_pictures(data, split=split, features=features)
+    return Faces(good, data, seed), bad
+
+
+def open_pictures(
+    data: Data, *, split: str = "train", features: Callable[[Sequence[Picture]], Tensor] | None = None
+) -> tuple[list[Picture], list[str]]:
+    """The pictures of a config, found, chosen and checked, and the names of skipped files. Only the chosen ones are decoded."""
+    pictures = find_pictures(data.source if split == "train" else data.validation, split)
     if split == "train":
         pictures = choose(pictures, data.subset, data.subset_seed, data.subset_method, features)
-    good, bad = readable(pictures)
-    return Faces(good, data, seed), bad
+    return readable(pictures)
 
 
 def write_list(path: Path, pictures: Sequence[Picture]) -> None:

@@ -1,53 +1,49 @@
-"""Shards of latent pairs: what the starter adapter and prior learn from, encoded once instead of at every step.
+"""Stored latents: clean and degraded faces, encoded once instead of at every step.
 
-    python -m train pairs --data ../shared/data/faces --out runs/pairs --rounds 4 --versions 4
+    python -m train pairs --config train/configs/starter_pairs.yaml --data.source ../shared/data/faces --data.pairs runs/pairs
+    accelerate launch -m train pairs …        # every process writes its share of the shards
 
-Every round draws each training photo once more, moved, mirrored and tinted anew, with ``versions`` degradations. All draws
-come from a generator seeded by (seed, round, photo), so shards are the same whatever was made before. Those that exist are
-kept.
-A trainer may start while shards are still being written: each appears under its name only when it is whole.
+Each round draws every picture once more, moved, mirrored and tinted, with ``pairs.versions`` degradations. All draws come from
+(seed, round, picture), so a shard is the same whatever was made before; those that exist are kept, and each appears under its
+name only when it is whole. The stages read the folder named by ``data.pairs`` instead of pictures.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lafr_core.errors import InputError
+from lafr_core.errors import CheckpointError, InputError
 from lafr_core.geometry import compose
-from lafr_core.images.degrade import degrade
-from lafr_core.latent.networks.vae import StarterVaeNet
-from lafr_core.store import checkpoint
 from lafr_core.store.atomic import atomic
-from train.data.photos import Portrait, aligned_crop, jitter, load_pixels, read_split
+from train.config import Config, Data
+from train.data.degradation import spoil
+from train.data.faces import Picture, draw_fidelity, load_picture, locate, open_pictures, to_tensor
+from train.data.photos import jitter
 from train.precision import amp, channels_last
-from train.tools import arguments
 
-log = logging.getLogger("train.data.pairs")
-PHOTOS = 30
-"""Photos a shard."""
-MIX = (("full", 2), ("mild", 2), ("medium", 5), ("severe", 3))
-"""Severities and their shares in twelfths. Most of the full range is hopeless, so it gets the least."""
-KINDS = ("starter", "tiny")
-"""Encoders, as shards are named."""
+log = logging.getLogger("train.pairs")
 Encode = Callable[[Tensor], Tensor]
-"""(B, 3, 512, 512) in [0, 1] -> UNet-scaled latents (B, C, 64, 64)."""
+"""(B, 3, S, S) in [0, 1] -> UNet-scaled latents (B, C, S/8, S/8)."""
+STRIDE = 32
+"""Pixels that one cell of the adapter's deepest grid covers: stored windows lie on it, its position table is cut alike."""
+FACTOR = 8
+"""Pixels along the side of a latent cell."""
+PLAN = "plan.json"
+"""What a folder's shards were made with; others are not added to it."""
 
 
-def pick(generator: np.random.Generator) -> str:
-    """The severity of one degradation."""
-    names = [name for name, share in MIX for _ in range(share)]
-    return names[int(generator.integers(len(names)))]
+# --- making them -----------------------------------------------------------------------------------------------------
 
 
 def tint(image: Tensor, generator: np.random.Generator) -> Tensor:
@@ -59,135 +55,263 @@ def tint(image: Tensor, generator: np.random.Generator) -> Tensor:
     return (image.clamp(0, 1) ** gamma * gains).clamp(0, 1)
 
 
-def draw(photo: Portrait, generator: np.random.Generator, versions: int) -> tuple[Tensor, Tensor]:
-    """One sharp crop (3, 512, 512) and its degraded versions (V, 3, 512, 512), in [0, 1]."""
-    sharp = tint(aligned_crop(load_pixels(photo), compose(jitter(generator), photo.matrix)), generator)
+def draw(picture: Picture, generator: np.random.Generator, data: Data, versions: int) -> tuple[Tensor, Tensor]:
+    """One clean crop (3, S, S) and its degraded versions (V, 3, S, S), in [0, 1].
+
+    Photos with known landmarks are moved as a detector's error moves a crop; crops are only mirrored.
+    """
+    if picture.matrix is not None:
+        moved = Picture(picture.name, picture.path, compose(jitter(generator), picture.matrix), picture.number)
+        sharp = to_tensor(load_picture(moved, data.size))
+    else:
+        sharp = to_tensor(load_picture(picture, data.size))
+        if generator.random() < 0.5:
+            sharp = sharp.flip(-1)
+    sharp = tint(sharp, generator)
     pixels: NDArray[np.float32] = np.ascontiguousarray(sharp.permute(1, 2, 0).numpy())
-    low = [torch.from_numpy(degrade(pixels, generator, pick(generator))[0]) for _ in range(versions)]
+    low = [torch.from_numpy(spoil(pixels, generator, data.severity)[0]) for _ in range(versions)]
     return sharp, torch.stack(low).permute(0, 3, 1, 2)
 
 
-@torch.no_grad()
-def make_shard(photos: list[Portrait], seeds: list[list[int]], versions: int, encode: Encode) -> dict[str, Tensor]:
-    """``sharp`` (n, 3, 512, 512) uint8, ``z_hq`` (n, C, 64, 64) and ``z_lq`` (n, V, C, 64, 64) float16."""
-    rows: dict[str, list[Tensor]] = {"sharp": [], "z_hq": [], "z_lq": []}
-    for photo, seed in zip(photos, seeds, strict=True):
-        sharp, low = draw(photo, np.random.default_rng(seed), versions)
-        latents = encode(torch.cat([sharp[None], low])).half()
-        rows["sharp"].append((sharp * 255 + 0.5).clamp(0, 255).to(torch.uint8))
-        rows["z_hq"].append(latents[0])
-        rows["z_lq"].append(latents[1:])
-    return {name: torch.stack(parts).contiguous() for name, parts in rows.items()}
+class Maker:
+    """Draws pictures and encodes them. ``beside`` is the starter's encoder, ``align`` the adapter, where asked for."""
+
+    def __init__(
+        self,
+        config: Config,
+        encode: Encode,
+        beside: Encode | None = None,
+        align: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.config, self.encode, self.beside, self.align = config, encode, beside, align
+
+    @torch.no_grad()
+    def row(self, picture: Picture, seed: Sequence[int]) -> dict[str, Tensor]:
+        """One picture's tensors: ``z_hq`` (C, h, h), ``z_lq`` (V, C, h, h), ``corner`` (2,) and what else was asked for."""
+        stage, data = self.config.pairs, self.config.data
+        generator = np.random.default_rng(list(seed))
+        sharp, low = draw(picture, generator, data, stage.versions)
+        corner = torch.zeros(2, dtype=torch.int64)
+        if stage.window:
+            corner = torch.from_numpy(generator.integers(0, (data.size - stage.window) // STRIDE + 1, 2))
+            top, left = (int(v) * STRIDE for v in corner)
+            sharp, low = (x[..., top : top + stage.window, left : left + stage.window] for x in (sharp, low))
+        pictures = torch.cat([sharp[None], low])
+        latents = self.encode(pictures)
+        row = {"z_hq": latents[0].half(), "z_lq": latents[1:].half(), "corner": corner}
+        if self.beside is not None:
+            donor = self.beside(pictures).half()
+            row |= {"y_hq": donor[0], "y_lq": donor[1:]}
+        if self.align is not None:
+            fidelity = torch.tensor([draw_fidelity(generator, data) for _ in range(stage.versions)])
+            row |= {"z_al": self.align(latents[1:], fidelity.view(-1, 1, 1, 1)).half(), "fidelity": fidelity}
+        to_bytes = lambda x: (x * 255 + 0.5).clamp(0, 255).to(torch.uint8)
+        row |= {"sharp": to_bytes(sharp)} if stage.pixels else {}
+        row |= {"spoilt": to_bytes(low)} if stage.degraded else {}
+        return {name: t.cpu().contiguous() for name, t in row.items()}
 
 
-def starter_encoder(path: Path) -> Encode:
-    """The starter VAE's encoder in bfloat16: twice as fast on a processor with avx512_bf16."""
-    encoder = checkpoint.open_network(path, "vae", StarterVaeNet).encoder.to(memory_format=torch.channels_last)
-    return _fast(encoder, lambda x: x)
+def make(config: Config, maker: Callable[[], Maker], pictures: Sequence[Picture], rank: int = 0, world: int = 1) -> Path:
+    """Write the shards of every round that are not there yet; of several processes each writes every ``world``-th.
+
+    ``maker()`` opens the networks when the first shard needs them. Raises InputError for a folder of other settings.
+    """
+    stage, folder = config.pairs, Path(config.data.pairs)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_plan(folder, plan_of(config))
+    opened: Maker | None = None
+    number = 0
+    for around in range(stage.rounds):
+        # Pictures of one shard come from the whole list, so that an unfinished round favours no source.
+        order = np.random.default_rng([config.seed, around]).permutation(len(pictures))[: stage.limit or None]
+        for start in range(0, len(order), stage.shard):
+            path = folder / f"{config.seed}_{around:02d}_{start:06d}.safetensors"
+            number += 1
+            if (number - 1) % world != rank or path.is_file():
+                continue
+            opened = opened or maker()
+            rows = [int(i) for i in order[start : start + stage.shard]]
+            made = [opened.row(pictures[i], [config.seed, around, i]) for i in rows]
+            shard = {name: torch.stack([row[name] for row in made]).contiguous() for name in made[0]}
+            with atomic(path) as part:
+                save_file(shard, str(part), metadata={"pictures": json.dumps([pictures[i].name for i in rows])})
+            log.info("%s", path.name)
+    return folder
 
 
-def tiny_encoder(folder: Path) -> Encode:
-    """TAESD's encoder: an adapter that has seen its latents too works with a host's Stable Diffusion VAE."""
-    from train.tasks.vae import teacher_encoder
+def plan_of(config: Config) -> dict[str, Any]:
+    """What must agree between shards of one folder: the autoencoder, the size, the degradation and what is kept."""
+    from train.engine.checkpoints import identity_of
 
-    return _fast(teacher_encoder(folder), lambda x: x * 2 - 1)
-
-
-def _fast(network: torch.nn.Module, scale: Callable[[Tensor], Tensor]) -> Encode:
-    def encode(pixels: Tensor) -> Tensor:
-        with amp():
-            return network(channels_last(scale(pixels))).float()
-
-    return encode
+    stage = {name: value for name, value in vars(config.pairs).items() if name not in ("rounds", "limit", "shard")}
+    models = {name: identity_of(getattr(config.models, name)) for name in ("vae", *(("adapter",) if stage["aligned"] else ()))}
+    family, data = config.models.family, config.data
+    return {"models": models, "family": family, "size": data.size, "severity": data.severity, **stage}
 
 
-class Sample(NamedTuple):
-    """One degraded crop of one photo."""
+def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Note the plan in the folder, or hold it against the one there. Raises InputError naming what differs."""
+    file = folder / PLAN
+    if file.is_file():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        different = [key for key in {**known, **plan} if known.get(key) != plan.get(key)]
+        if different:
+            key = different[0]
+            raise InputError(
+                f"{folder}: holds pairs whose {key} is {known.get(key)!r}, this run's is {plan.get(key)!r}; "
+                "use the same settings or another data.pairs"
+            )
+        return
+    with atomic(file) as part:
+        Path(part).write_text(json.dumps(dict(plan), indent=1), encoding="utf-8")
 
-    z_lq: Tensor
-    """(C, 64, 64) float32, UNet-scaled."""
-    z_hq: Tensor
-    """(C, 64, 64) float32: the sharp crop's."""
-    kind: str
-    """Whose encoder made them: "starter" or "tiny"."""
-    sharp: Callable[[slice, slice], Tensor]
-    """Reads rows and columns of the sharp crop from disk: (3, h, w) in [0, 1]."""
+
+def run(config: Config) -> Path:
+    """Store the pairs a config describes; returns their folder."""
+    from train.engine.parts import adapter_from, tuned, vae_of
+    from train.engine.run import join_processes, placed
+
+    if not config.data.pairs:
+        raise InputError("pairs: expected a folder to fill; set data.pairs")
+    device = join_processes()
+    stage = config.pairs
+
+    def maker() -> Maker:
+        fast = lambda vae: lambda x: _encoded(vae, x, device, stage.precision)
+        vae = tuned(vae_of(config, device))
+        beside = None
+        if stage.beside:
+            from lafr_core.latent.vae import open_vae
+
+            beside = fast(tuned(open_vae(None, device)))
+        align = None
+        if stage.aligned:
+            adapter = adapter_from(config.models.adapter or "").to(device)
+
+            def align(latents: Tensor, fidelity: Tensor) -> Tensor:
+                with amp(device, stage.precision):
+                    return adapter(latents.to(device), fidelity.to(device)).latents.float()
+
+        return Maker(config, fast(vae), beside, align)
+
+    rank, world = placed()
+    return make(config, maker, open_pictures(config.data)[0], rank, world)
 
 
-class Pool:
-    """All shards of a folder, opened lazily and looked for again on :meth:`refresh`.
+def _encoded(vae: Any, pixels: Tensor, device: torch.device, precision: str) -> Tensor:
+    with amp(device, precision):
+        return vae.encode(channels_last(pixels.to(device))).float()
 
-    ``tiny`` is the share of samples drawn from TAESD's shards while there are any; within a kind, rows are drawn uniformly.
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line of this stage."""
+    from train.engine.run import command
+
+    command(run, arguments, __doc__)
+
+
+# --- reading them ----------------------------------------------------------------------------------------------------
+
+
+class Shards:
+    """The shards of one folder, rows read from disk as they are asked for."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.files = sorted(self.folder.glob("*.safetensors"))
+        if not self.files:
+            raise InputError(
+                f"{folder}: expected shards (.safetensors) there, found none; make some with python -m train pairs"
+            )
+        self.rows: list[tuple[Path, int]] = []
+        self.kept: set[str] = set()
+        for file in self.files:
+            try:
+                with safe_open(str(file), framework="pt") as shard:
+                    self.kept = set(shard.keys())
+                    self.rows += [(file, row) for row in range(shard.get_slice("z_hq").get_shape()[0])]
+                    self.versions = int(shard.get_slice("z_lq").get_shape()[1])
+                    self.cells = int(shard.get_slice("z_hq").get_shape()[-1])
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file}: not a readable shard ({error}); delete it and run train pairs again") from error
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, row: int, name: str, *cut: Any) -> Tensor:
+        """``name`` of one row, or the part of it that ``cut`` (an index into it) names."""
+        path, number = self.rows[row]
+        with safe_open(str(path), framework="pt") as file:
+            index = (number, *cut)
+            return file.get_slice(name)[index]
+
+    def has(self, name: str) -> bool:
+        return name in self.kept
+
+
+class StoredPairs:
+    """Stream position -> ``z_lq``, ``z_hq`` (C, h, h) float32, ``fidelity``, ``kind`` (0 first folder, 1 second), ``index``.
+
+    With data.window: ``corner`` (W, 2) in cells and ``sharp`` (W, 3, s, s) pixels of the windows (of the second kind's smaller
+    ones the rest is 0). Without: ``hq`` (3, S, S), where pixels were stored. ``z_al`` where it was stored; its fidelity then.
     """
 
-    def __init__(self, folder: Path, tiny: float = 0.0) -> None:
-        self.folder, self.tiny = Path(folder), tiny
-        self.shards: dict[str, list[Path]] = {}
-        self.latents: dict[Path, tuple[Tensor, Tensor]] = {}
-        self.refresh()
+    def __init__(self, data: Data, seed: int, *, pixels: bool = True) -> None:
+        self.data, self.seed, self.pixels = data, seed, pixels
+        self.first = Shards(data.pairs)
+        self.second = Shards(data.second_pairs) if data.second_pairs and data.second_share > 0 else None
+        files = [*self.first.files, *(self.second.files if self.second else ())]
+        self.pictures = [Picture(f"{path.parent.name}/{path.name}", path) for path in files]
+        both = [s for s in (self.first, self.second) if s is not None]
+        if pixels and not all(s.has("sharp") for s in both):
+            raise InputError(f"{data.pairs}: holds no pixels, which this stage's terms need; store them with pairs.pixels true")
+        if data.window > self.first.cells:
+            raise InputError(f"data.window: expected at most the stored {self.first.cells} cells, got {data.window}")
 
-    def refresh(self) -> int:
-        """Take in new shards; returns how many there are."""
-        self.shards = {kind: sorted(self.folder.glob(f"{kind}_*.safetensors")) for kind in KINDS}
-        for path in [p for files in self.shards.values() for p in files if p not in self.latents]:
-            with safe_open(str(path), framework="pt") as file:
-                self.latents[path] = (file.get_tensor("z_hq"), file.get_tensor("z_lq"))
-        return len(self.latents)
+    def __len__(self) -> int:
+        return len(self.first)
 
-    def draw(self, generator: torch.Generator, count: int) -> list[Sample]:
-        """``count`` samples; those of one kind stand together, the starter's first. Raises InputError without shards."""
-        starter, tiny = (self.shards[kind] for kind in KINDS)
-        if not starter and not tiny:
-            raise InputError(
-                f"{self.folder}: expected shards (.safetensors) there, found none; make some with python -m train pairs"
-            )
-        chosen = torch.rand(count, generator=generator) < (self.tiny if starter else 1.0)
-        count_tiny = int(chosen.sum()) if tiny else 0
-        return [self._one("starter", generator) for _ in range(count - count_tiny)] + [
-            self._one("tiny", generator) for _ in range(count_tiny)
-        ]
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        data = self.data
+        g = np.random.default_rng([self.seed, 8, position])
+        second = self.second is not None and g.random() < data.second_share
+        shards = self.second if second and self.second is not None else self.first
+        row = locate(position, len(shards), self.seed)[1]
+        version = int(g.integers(shards.versions))
+        fidelity = draw_fidelity(g, data)
+        sample = {
+            "z_lq": shards.read(row, "z_lq", version).float(),
+            "z_hq": shards.read(row, "z_hq").float(),
+            "fidelity": torch.tensor(fidelity, dtype=torch.float32),
+            "kind": torch.tensor(int(second)),
+            "index": torch.tensor(row),
+        }
+        if shards.has("z_al"):
+            sample |= {"z_al": shards.read(row, "z_al", version).float(), "fidelity": shards.read(row, "fidelity")[version]}
+        if data.window:
+            sample["corner"] = torch.tensor([corner(g, data, shards.cells) for _ in range(data.windows)])
+            if self.pixels:
+                sample["sharp"] = torch.stack([self._sharp(shards, row, at, second) for at in sample["corner"].tolist()])
+        elif self.pixels:
+            sample["hq"] = shards.read(row, "sharp").float() / 255
+        return sample
 
-    def _one(self, kind: str, generator: torch.Generator) -> Sample:
-        below = lambda n: int(torch.randint(n, (), generator=generator))
-        shard = self.shards[kind][below(len(self.shards[kind]))]
-        z_hq, z_lq = self.latents[shard]
-        row, version = below(len(z_hq)), below(z_lq.shape[1])
-        return Sample(z_lq[row, version].float(), z_hq[row].float(), kind, _reader(shard, row))
+    def _sharp(self, shards: Shards, row: int, at: list[int], second: bool) -> Tensor:
+        side = (self.data.second_window or self.data.window) if second else self.data.window
+        ys, xs = (slice(v * FACTOR, (v + side) * FACTOR) for v in at)
+        out = torch.zeros(3, self.data.window * FACTOR, self.data.window * FACTOR)
+        out[:, : side * FACTOR, : side * FACTOR] = shards.read(row, "sharp", slice(None), ys, xs).float() / 255
+        return out
 
 
-def _reader(path: Path, row: int) -> Callable[[slice, slice], Tensor]:
-    def read(ys: slice, xs: slice) -> Tensor:
-        with safe_open(str(path), framework="pt") as file:
-            return file.get_slice("sharp")[row, :, ys, xs].float() / 255
-
-    return read
+MIDDLE = ((0.19, 0.73), (0.16, 0.85))
+"""Rows and columns, as shares of the places a window may have, where it lies over eyes, nose or mouth of an aligned face."""
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/pairs"))
-    parser.add_argument("--vae", type=Path, default=Path("lafr_core/weights/vae.safetensors"))
-    parser.add_argument("--tiny", type=Path, help="folder with taesd_encoder.safetensors: encode with TAESD instead")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--versions", type=int, default=4)
-    parser.add_argument("--limit", type=int, default=0, help="use this many photos of each round, evenly spaced; 0 = all")
-    parser.add_argument("--seed", type=int, default=0)
-    args = arguments.parse(parser, given)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    args.out.mkdir(parents=True, exist_ok=True)
-    encode = tiny_encoder(args.tiny) if args.tiny else starter_encoder(args.vae)
-    photos = read_split(args.data, "train")
-    kind = KINDS[1] if args.tiny else KINDS[0]
-    for number in range(args.rounds):
-        # Photos of one shard come from the whole list, so that an unfinished round favours no source.
-        order = [int(i) for i in np.random.default_rng([args.seed, number]).permutation(len(photos))][: args.limit or None]
-        for start in range(0, len(order), PHOTOS):
-            path = args.out / f"{kind}_{args.seed}_{number:02d}_{start:04d}.safetensors"
-            if path.is_file():
-                continue
-            rows = order[start : start + PHOTOS]
-            shard = make_shard([photos[i] for i in rows], [[args.seed, number, i] for i in rows], args.versions, encode)
-            with atomic(path) as part:
-                save_file(shard, str(part))
-            log.info("%s", path.name)
+def corner(g: np.random.Generator, data: Data, cells: int) -> list[int]:
+    """Top and left cell of one window: anywhere that leaves room for its surroundings, or over the face's middle."""
+    side = max(data.window, data.around)
+    margin, places = (side - data.window) // 2, cells - side
+    middle = data.middle > 0 and g.random() < data.middle
+    ends = [(int(low * places), int(high * places)) if middle else (0, places) for low, high in MIDDLE]
+    return [int(g.integers(low, high + 1)) + margin for low, high in ends]

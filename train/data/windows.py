@@ -1,132 +1,81 @@
-"""Batches of stored latent pairs, and the terms that hold decoded windows of them to sharp pixels.
+"""Windows of stored latent pairs: cut out of latents, decoded, and compared as means over samples.
 
-Only a random window of every sample is decoded: decoding whole crops made a step twice as long.
+Only windows of every sample are decoded: decoding whole crops made a step twice as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lafr_core.latent.networks.vae import StarterVaeNet
-from lafr_core.store import checkpoint
-from train.data.pairs import KINDS, Pool
-from train.judges.losses import window_ssim
-from train.precision import channels_last
-from train.tasks.vae import pixel_loss
+from train.config import Data
 
 FACTOR = 8
-WINDOW: Mapping[str, int] = {"starter": 22, "tiny": 12}
-"""Latent cells along the side of the window that is decoded; smaller where the decoder is slow."""
 Decode = Callable[[Tensor], Tensor]
-"""UNet-scaled latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w), about [0, 1] and not clamped."""
+"""UNet-scaled latents (B, C, h, w) -> pixels (B, 3, 8h, 8w), about [0, 1] and not clamped."""
 
 
-def load_vae(path: Path) -> StarterVaeNet:
-    return checkpoint.open_network(path, "vae", StarterVaeNet).to(memory_format=torch.channels_last)
+def cut(latents: Tensor, corner: Tensor, side: int, around: int = 0) -> Tensor:
+    """Windows of ``side`` cells at ``corner`` (B, W, 2) out of latents (B, C, h, w): (B*W, C, side, side), samples outermost.
+
+    With ``around`` above ``side``, that many cells with the window in their middle.
+    """
+    wide = max(side, around)
+    first = corner - (wide - side) // 2
+    reach = torch.arange(wide, device=latents.device)
+    ys, xs = (first[..., axis, None].to(latents.device) + reach for axis in (0, 1))  # (B, W, wide)
+    rows = torch.arange(len(latents), device=latents.device)[:, None, None, None]
+    found = latents.permute(0, 2, 3, 1)[rows, ys[..., :, None], xs[..., None, :]]  # (B, W, wide, wide, C)
+    return found.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def decoders(vae: StarterVaeNet, tiny: Path | None) -> dict[str, Decode]:
-    """What reads each kind of latents: the starter's decoder, and TAESD's from the folder ``tiny`` when there is one."""
-    found: dict[str, Decode] = {KINDS[0]: lambda z: vae.decoder(channels_last(z))}
-    if tiny is not None:
-        from lafr_core.latent.vae import open_tiny
-
-        network = open_tiny(tiny, "sd").network.decoder.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
-        found[KINDS[1]] = lambda z: network(channels_last(z)) * 0.5 + 0.5
-    return found
+def inner(latents: Tensor, side: int) -> Tensor:
+    """The middle ``side`` cells of latents that were cut with their surroundings."""
+    margin = (latents.shape[-1] - side) // 2
+    return latents[..., margin : margin + side, margin : margin + side]
 
 
 class Decoded(NamedTuple):
-    """Windows of one kind."""
+    """Windows of one kind of latents."""
 
-    kind: str
     restored: Tensor
-    """(n, 3, side, side): decoded latents under training."""
+    """(n, 3, s, s): decoded latents under training."""
     sharp: Tensor
-    """(n, 3, side, side): the photo's own pixels."""
-    rows: slice
-    """Which samples of the batch they belong to."""
+    """(n, 3, s, s): the photo's own pixels."""
+    own: Tensor | None
+    """(n, 3, s, s): decoded clean latents, where they were asked for."""
 
 
-class Windows:
-    """A batch: latents of whole crops, and the windows of each, ``each`` a sample, that are decoded.
-
-    ``around`` > 0 keeps windows away from the crop's edge, so that their surroundings of that side can be cut out too.
-    """
-
-    def __init__(self, pool: Pool, generator: torch.Generator, batch: int, each: int = 1, around: int = 0) -> None:
-        samples = pool.draw(generator, batch)
-        self.each = each
-        self.z_lq = channels_last(torch.stack([s.z_lq for s in samples]))
-        self.z_hq = channels_last(torch.stack([s.z_hq for s in samples]))
-        self.cells: list[tuple[slice, slice]] = []
-        self.sharp: list[Tensor] = []
-        for sample in [s for s in samples for _ in range(each)]:
-            side = WINDOW[sample.kind]
-            margin = max(0, around - side) // 2
-            top, left = (margin + torch.randint(0, 65 - side - 2 * margin, (2,), generator=generator)).tolist()
-            self.cells.append((slice(top, top + side), slice(left, left + side)))
-            self.sharp.append(sample.sharp(*(slice(c.start * FACTOR, c.stop * FACTOR) for c in self.cells[-1])))
-        starter = each * sum(s.kind == KINDS[0] for s in samples)
-        self.rows = {KINDS[0]: slice(0, starter), KINDS[1]: slice(starter, each * batch)}
-
-    def cut(self, latents: Tensor, rows: slice, side: int = 0) -> Tensor:
-        """The windows ``rows`` out of latents (B, C, 64, 64) of the whole batch; with ``side``, that many cells around them."""
-        parts = []
-        for number, cells in list(enumerate(self.cells))[rows]:
-            ys, xs = (surroundings(c, side) for c in cells)
-            parts.append(latents[number // self.each, :, ys, xs])
-        return torch.stack(parts)
-
-    def decode(self, decode: Mapping[str, Decode], latents: Tensor) -> list[Decoded]:
-        """Windows of every kind in the batch that ``decode`` can read, out of latents of whole crops or of surroundings."""
-        return [
-            Decoded(kind, decode[kind](self._inner(latents, kind, rows)).float(), torch.stack(self.sharp[rows]), rows)
-            for kind, rows in self.rows.items()
-            if rows.start < rows.stop and kind in decode
-        ]
-
-    def _inner(self, latents: Tensor, kind: str, rows: slice) -> Tensor:
-        if latents.shape[-1] == 64:
-            return self.cut(latents, rows)
-        margin = (latents.shape[-1] - WINDOW[kind]) // 2
-        return latents[rows, :, margin : margin + WINDOW[kind], margin : margin + WINDOW[kind]]
-
-
-def surroundings(cells: slice, side: int) -> slice:
-    """``side`` cells with ``cells`` in their middle; the cells themselves when they are that many or more."""
-    margin = max(0, side - (cells.stop - cells.start)) // 2
-    return slice(cells.start - margin, cells.stop + margin)
+def decoded(
+    latents: Tensor,
+    clean: Tensor,
+    batch: Mapping[str, Tensor],
+    data: Data,
+    decoders: Sequence[Decode | None],
+    own: bool = False,
+) -> list[Decoded]:
+    """The windows of each kind that a decoder can read; ``latents`` and ``clean`` are (B*W, C, window, window)."""
+    kinds = batch["kind"].repeat_interleave(data.windows)
+    sharp = batch["sharp"].flatten(0, 1)
+    found = []
+    for kind, decode in enumerate(decoders):
+        rows = torch.nonzero(kinds == kind)[:, 0]
+        if decode is None or not len(rows):
+            continue
+        side = (data.second_window or data.window) if kind else data.window
+        clean_too = None
+        if own:
+            with torch.no_grad():
+                clean_too = decode(clean[rows, :, :side, :side]).float()
+        restored = decode(latents[rows, :, :side, :side]).float()
+        found.append(Decoded(restored, sharp[rows, :, : side * FACTOR, : side * FACTOR], clean_too))
+    return found
 
 
 def window_mean(windows: Sequence[Decoded], terms: Sequence[Tensor]) -> Tensor:
     """The mean over samples of a term given for each kind of windows, whatever their sizes."""
     count = sum(len(w.restored) for w in windows)
     return torch.stack([term * (len(w.restored) / count) for w, term in zip(windows, terms, strict=True)]).sum()
-
-
-def picture_losses(windows: list[Decoded]) -> dict[str, Tensor]:
-    """Terms on decoded pixels, each the mean over samples."""
-    mean = lambda term: window_mean(windows, [term(w.restored, w.sharp) for w in windows])
-    decibel = lambda a, b: (a - b).square().mean((1, 2, 3)).clamp_min(1e-5).log().mean()
-    return {"pixel": mean(pixel_loss), "decibel": mean(decibel), "ssim": mean(lambda a, b: 1 - window_ssim(a, b))}
-
-
-def relative(latents: Tensor, target: Tensor, before: Tensor) -> Tensor:
-    """Mean over samples of the L1 to ``target`` as a share of what it was ``before``: mild and severe samples count alike."""
-    distance, start = ((z - target).abs().mean((1, 2, 3)) for z in (latents, before))
-    return (distance / start.clamp_min(0.05)).mean()
-
-
-def average(slow: nn.Module, fast: nn.Module, decay: float) -> None:
-    """Move ``slow`` towards ``fast`` in place: parameters averaged, buffers copied."""
-    with torch.no_grad():
-        for a, b in zip(slow.parameters(), fast.parameters(), strict=True):
-            a.lerp_(b, 1 - decay)
-        for a, b in zip(slow.buffers(), fast.buffers(), strict=True):
-            a.copy_(b)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -25,20 +26,49 @@ STATE, CONFIG, RUN = "state.pt", "config.yaml", "run.json"
 _NAME = re.compile(r"step_(\d{8})")
 
 
-def fingerprint(stage: str, config: Config, manifest: str) -> dict[str, Any]:
-    """What must agree between a checkpoint and the run that resumes it. Paths, logging and step counts may change."""
+def fingerprint(stage: str, config: Config, manifest: str, processes: int = 1) -> dict[str, Any]:
+    """What must agree between a checkpoint and the run that resumes it. Where files lie, logging and step counts may change.
+
+    The frozen models count by their content; the number of processes changes which samples a step sees.
+    """
     plain = to_mapping(config)
-    data = {key: value for key, value in plain["data"].items() if key not in ("workers", "source", "validation")}
-    optimised = {k: v for k, v in plain.get(stage, {}).items() if k != "steps"}
+    places = ("workers", "source", "validation", "pairs", "second_pairs")
+    data = {key: value for key, value in plain["data"].items() if key not in places}
+    optimised = {k: v for k, v in plain.get(stage, {}).items() if k not in ("steps", "compile", "tf32")}
+    models = {key: value if key == "family" else identity_of(value) for key, value in plain["models"].items()}
     return {
         "stage": stage,
         "seed": config.seed,
         "data": data,
         "manifest": manifest,
+        "models": models,
+        "processes": processes,
         "network": plain["network"],
         "loss": {key: value for key, value in plain["loss"].items() if not key.endswith("_weights")},
         "optimised": optimised,
     }
+
+
+def identity_of(where: str) -> str:
+    """What tells a model apart wherever it lies: size and a hash of the first and last megabyte of every weight file.
+
+    A word that names no file (nothing, ``none``) stands for itself; a run's folder is told by its name, since it grows.
+    """
+    path = Path(where)
+    if not where or not path.exists():
+        return where
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".safetensors", ".bin"))
+    if not files:
+        return path.name
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read(1 << 20))
+    return digest.hexdigest()[:16]
 
 
 def write(folder: Path, step: int, state: Mapping[str, Any], config: Config, identity: Mapping[str, Any]) -> Path:
@@ -128,10 +158,11 @@ def steps(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / STATE).is_file() and (p / RUN).is_file())
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints."""
+def prune(folder: Path, keep: int, spare: int | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and the one of step ``spare``."""
     for path in steps(folder)[:-keep]:
-        shutil.rmtree(path)
+        if spare is None or path.name != f"step_{spare:08d}":
+            shutil.rmtree(path)
 
 
 def sweep(folder: Path) -> None:

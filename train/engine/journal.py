@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from train.config import Config, Stage, to_mapping
+from train.config import Config, Log, Stage, to_mapping
 from train.data.faces import DRAWN_PARAMETERS, Faces
 
 log = logging.getLogger("train.journal")
@@ -46,7 +47,7 @@ class Journal:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.micro += 1
 
-    def step(self, step: int, rate: float, readings: Mapping[str, float]) -> None:
+    def step(self, step: int, rate: float, readings: Mapping[str, float | Tensor]) -> None:
         """Close optimiser ``step`` (counted from 1). ``readings`` are logged as they are."""
         if self.bar is not None:
             self.bar.update(1)
@@ -61,7 +62,8 @@ class Journal:
             return
         pictures = (step - self.first) * self.stage.batch * self.stage.accumulate * self.accelerator.num_processes
         speed = pictures / max(1e-9, time.monotonic() - self.started)
-        row = {"step": step, "lr": rate, "images_per_second": speed, **dict(zip(names, means, strict=True)), **readings}
+        row = {"step": step, "lr": rate, "images_per_second": speed, **dict(zip(names, means, strict=True))}
+        row |= {name: float(value) for name, value in readings.items()}
         self.rows.append(row)
         append_row(self.folder / "log.csv", self.rows)
         self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
@@ -97,6 +99,36 @@ class Journal:
         if self.bar is not None:
             self.bar.close()
         self.accelerator.end_training()
+
+
+class Curve:
+    """The validation curve of a run: validation.csv, validation.png, and which step is the best so far."""
+
+    def __init__(self, folder: Path, settings: Log, step: int, accelerator: Any) -> None:
+        self.folder, self.settings, self.accelerator = folder, settings, accelerator
+        self.rows = [row for row in read_rows(folder / "validation.csv") if row["step"] <= step]
+
+    @property
+    def best(self) -> int | None:
+        """The step with the best settings.best column, or None before the first validation."""
+        found = [row for row in self.rows if self.settings.best in row]
+        return int(max(found, key=lambda row: row[self.settings.best])["step"]) if found else None
+
+    def add(self, step: int, measure: Callable[[], dict[str, float]]) -> tuple[bool, bool]:
+        """Validate on the main process; returns whether ``step`` is the best so far, and whether the run has had enough."""
+        verdict = torch.zeros(2, device=self.accelerator.device)
+        if self.accelerator.is_main_process:
+            self.rows.append({"step": step, **{name: value for name, value in measure().items() if math.isfinite(value)}})
+            write_rows(self.folder / "validation.csv", self.rows)
+            plot_rows(self.rows, self.folder / "validation.png")
+            log.info("validation %s", self.rows[-1])
+            later = sum(row["step"] > (self.best or 0) for row in self.rows)
+            verdict = torch.tensor([self.best == step, bool(self.settings.patience) and later >= self.settings.patience])
+            verdict = verdict.float().to(self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            verdict = self.accelerator.reduce(verdict, reduction="sum")
+        better, enough = (bool(v) for v in verdict)
+        return better, enough
 
 
 def grid(columns: Tensor) -> np.ndarray[Any, Any]:

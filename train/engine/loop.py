@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,12 +44,16 @@ class Task(Protocol):
         """The weighted terms of one micro-batch; their sum is minimised. Draws nothing from global generators."""
         ...
 
-    def finish(self) -> dict[str, float]:
-        """Called after every optimiser step; returns further readings to log."""
+    def finish(self) -> Mapping[str, float | Tensor]:
+        """Called after every optimiser step; returns further readings to log. Tensors are read only when they are logged."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
         """Everything of the model that training changes, by name."""
+        ...
+
+    def architecture(self) -> dict[str, Any]:
+        """What rebuilds the model: its constructor's arguments, kept in every checkpoint; {} = the config alone does."""
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None: ...
@@ -78,8 +83,11 @@ class NetworkTask:
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def finish(self) -> dict[str, float]:
+    def finish(self) -> Mapping[str, float | Tensor]:
         return {}
+
+    def architecture(self) -> dict[str, Any]:
+        return dict(getattr(self.model, "config", {}))
 
     def weights(self) -> dict[str, Tensor]:
         return self.model.state_dict()
@@ -105,7 +113,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.live = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.live: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for path, module in model.named_modules():
             if isinstance(module, nn.BatchNorm2d):
                 statistics = dict(module.named_buffers(prefix=path))
@@ -135,15 +143,25 @@ class Average:
 
 
 def rate(step: int, stage: Stage) -> float:
-    """Learning rate of optimiser ``step``: linear warm-up, then a cosine down to ``final * lr``."""
-    return optimizers.warm_cosine(step, step / stage.steps, stage.lr, stage.warmup, stage.final)
+    """Learning rate of optimiser ``step``: linear warm-up, ``hold`` of the run at ``lr``, then a cosine to ``final * lr``."""
+    done = max(0.0, step / stage.steps - stage.hold) / (1 - stage.hold)
+    return optimizers.warm_cosine(step, done, stage.lr, stage.warmup, stage.final)
 
 
-def train(task: Task, stage: Stage, config: Config, samples: Samples, validation: Faces | None = None) -> Path:
+def train(
+    task: Task,
+    stage: Stage,
+    config: Config,
+    samples: Samples,
+    validation: Faces | None = None,
+    judge: Callable[[Task, torch.device], dict[str, float]] | None = None,
+) -> Path:
     """Run ``stage.steps`` optimiser steps (less what a checkpoint has done already) and return the last checkpoint's folder.
 
-    Raises TrainingError when a term stops being finite: the last good checkpoint stays.
+    ``judge`` scores the averaged weights every log.validate_every steps (train.engine.validation); the best checkpoint stays,
+    and log.patience ends the run early. Raises TrainingError when a term stops being finite: the last good checkpoint stays.
     """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = stage.tf32
     accelerator = make_accelerator(stage, config)
     folder = Path(config.log.out) / task.name
     if accelerator.is_main_process:
@@ -153,9 +171,10 @@ def train(task: Task, stage: Stage, config: Config, samples: Samples, validation
     accelerator.wait_for_everyone()
 
     optimizer = make_optimizer(task.model, stage)
-    model, optimizer = accelerator.prepare(task.model, optimizer)
+    trained = torch.compile(task.model) if stage.compile else task.model
+    model, optimizer = accelerator.prepare(trained, optimizer)
     average = Average(task.model, stage.ema)
-    identity = checkpoints.fingerprint(task.name, config, manifest_hash(samples.pictures))
+    identity = checkpoints.fingerprint(task.name, config, manifest_hash(samples.pictures), accelerator.num_processes)
     step = 0
     newest = checkpoints.newest(folder)
     if newest is not None and not config.log.resume:
@@ -167,6 +186,7 @@ def train(task: Task, stage: Stage, config: Config, samples: Samples, validation
     world, rank = accelerator.num_processes, accelerator.process_index
     batches = stream(samples, step, batch=stage.batch, accumulate=stage.accumulate, rank=rank, world=world)
     diary = journal.Journal(folder, config, stage, step, accelerator)
+    curve = journal.Curve(folder, config.log, step, accelerator)
     last = newest
     model.train()
     while step < stage.steps:
@@ -199,13 +219,21 @@ def train(task: Task, stage: Stage, config: Config, samples: Samples, validation
             with average.in_place(), torch.no_grad():
                 diary.sheet(step, task, validation, accelerator.device)
             model.train()
-        if step % config.log.save_every == 0 or step == stage.steps:
+        better = enough = False
+        if judge is not None and config.log.validate_every and step % config.log.validate_every == 0:
+            with average.in_place(), torch.no_grad():
+                better, enough = curve.add(step, lambda: judge(task, accelerator.device))
+            model.train()
+        if step % config.log.save_every == 0 or step == stage.steps or better or enough:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                last = save(folder, step, task, optimizer, average, accelerator, config, identity)
+                last = save(folder, step, task, optimizer, average, accelerator, config, identity, curve.best)
                 if config.log.plots:
                     diary.plot()
             accelerator.wait_for_everyone()
+        if enough:
+            log.info("stopped at step %d: %d validations without a better %s", step, config.log.patience, config.log.best)
+            break
     diary.close()
     return checkpoints.newest(folder) or folder
 
@@ -219,11 +247,13 @@ def save(
     accelerator: Any,
     config: Config,
     identity: Mapping[str, Any],
+    best: int | None = None,
 ) -> Path:
-    """Write the checkpoint of ``step``; the previous ones stay intact whatever happens, the oldest go afterwards."""
+    """Write the checkpoint of ``step``; the previous ones stay intact, the oldest but ``best`` go afterwards."""
     state = {
         "step": step,
         "weights": task.weights(),
+        "network": task.architecture(),
         "average": average.slow,
         "optimizer": optimizer.state_dict(),
         "task": task.state(),
@@ -237,7 +267,7 @@ def save(
         raise TrainingError(
             f"{folder}: the checkpoint of step {step} could not be written ({error}); free space and resume"
         ) from error
-    checkpoints.prune(folder, config.log.keep)
+    checkpoints.prune(folder, config.log.keep, best)
     return path
 
 
@@ -258,15 +288,16 @@ def load(path: Path, task: Task, optimizer: Any, average: Average, accelerator: 
 
 
 def check_finite(terms: Mapping[str, Tensor], step: int, last: Path | None) -> None:
-    """Raise TrainingError naming the first term that is NaN or infinite."""
-    for name, value in terms.items():
-        if not bool(torch.isfinite(value.detach()).all()):
-            kept = f"the last good checkpoint is {last}" if last is not None else "no checkpoint had been written yet"
-            raise TrainingError(
-                f"step {step}: the {name} term is {float(value.detach().float().mean())}; stopped, {kept}. Lower the "
-                "learning rate, or use bf16 or no "
-                "instead of fp16 for precision"
-            )
+    """Raise TrainingError naming the first term that is NaN or infinite. One look at the device for all terms."""
+    values = torch.stack([value.detach().float().sum() for value in terms.values()])
+    if bool(torch.isfinite(values).all()):
+        return
+    name, value = next((n, v) for n, v in zip(terms, values.tolist(), strict=True) if not math.isfinite(v))
+    kept = f"the last good checkpoint is {last}" if last is not None else "no checkpoint had been written yet"
+    raise TrainingError(
+        f"step {step}: the {name} term is {value}; stopped, {kept}. Lower the learning rate, or use bf16 or no instead of fp16 "
+        "for precision"
+    )
 
 
 def make_accelerator(stage: Stage, config: Config) -> Any:
@@ -292,8 +323,8 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
                 "optimizer adamw8bit needs bitsandbytes and CUDA; install it, or set optimizer adamw"
             ) from error
         parameters = [p for p in model.parameters() if p.requires_grad]
-        return AdamW8bit(parameters, lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.99))
-    return optimizers.make(stage.optimizer, model, stage.lr, stage.weight_decay)
+        return AdamW8bit(parameters, lr=stage.lr, weight_decay=stage.weight_decay, betas=(stage.beta1, 0.99))
+    return optimizers.make(stage.optimizer, model, stage.lr, stage.weight_decay, stage.beta1)
 
 
 def learning_line(task: Task) -> str:

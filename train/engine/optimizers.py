@@ -93,14 +93,14 @@ def warm_cosine(step: int, done: float, peak: float, warmup: int, final: float =
     return peak * min(1.0, (step + 1) / max(1, warmup)) * (final + (1 - final) * cosine)
 
 
-def make(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def make(name: str, model: nn.Module, lr: float, weight_decay: float, beta1: float = 0.9) -> torch.optim.Optimizer:
     """``adamw`` or ``muon`` over the parameters of ``model`` that learn. Under Muon, tables (embeddings) stay plain."""
     learning = [p for p in model.parameters() if p.requires_grad]
     if name == "muon":
         tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in learning if id(p) not in tables]},
             {"params": [p for p in learning if id(p) in tables], "plain": True},
         ]
-        return Muon([g for g in groups if g["params"]], lr=lr, weight_decay=weight_decay)
-    return torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+        return Muon([g for g in groups if g["params"]], lr=lr, weight_decay=weight_decay, betas=(beta1, 0.99))
+    return torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay, betas=(beta1, 0.99))

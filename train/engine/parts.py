@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,16 @@ from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.prediction import Prediction, alphas_cumprod, to_sample
 from lafr_core.latent.sd_prior import find_context, load_unet, prediction_of
-from lafr_core.latent.vae import KlVae, StarterVae, TinyVae, open_vae
+from lafr_core.latent.spec import family
+from lafr_core.latent.vae import KlVae, StarterVae, TinyVae, open_tiny, open_vae
 from lafr_core.store import checkpoint
 from lafr_core.types import Vae
 from train.config import Config, PriorStage
 from train.data.faces import Picture, load_picture, to_tensor
 from train.engine import checkpoints
+from train.precision import DTYPES
 
+Net = TypeVar("Net", AdapterNet, PriorNet)
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0"),
     *("conv_in", "conv1", "conv2", "conv_shortcut", "conv_out", "downsamplers.0.conv", "upsamplers.0.conv"),
@@ -30,15 +33,43 @@ LORA_TARGETS = (
 adapter together would exceed 7.5 M parameters."""
 
 
-_STORAGE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LORA_MORE = (*LORA_TARGETS, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+"""With the projections around the transformers and their feed-forward layers (prior.lora_more)."""
 
 
 def vae_of(config: Config, device: torch.device) -> Vae:
     """The config's autoencoder, frozen. Raises CheckpointError when its latents are of another family than the config's."""
-    vae = open_vae(Path(config.models.vae) if config.models.vae else None, device)
-    if vae.spec.name != config.models.family:
-        raise CheckpointError(f"models.vae: expected latents of family {config.models.family!r}, got {vae.spec.name!r}")
+    return named_vae(config.models.vae, config.models.family, device)
+
+
+def named_vae(where: str, name: str, device: torch.device) -> Vae:
+    """The autoencoder at ``where`` ("" = the starter's) of latent family ``name``; a folder may hold a TAESD sibling's files.
+
+    Its decoder recomputes what it can in the backward pass. Raises CheckpointError when its latents are of another family.
+    """
+    path = Path(where)
+    if where and (path / f"{family(name).tiny}_encoder.safetensors").is_file():
+        vae = open_tiny(path, name, device)
+    else:
+        vae = open_vae(path if where else None, device)
+    if vae.spec.name != name:
+        raise CheckpointError(f"models.vae: expected latents of family {name!r}, got {vae.spec.name!r}")
+    spare_memory(vae)
     return vae
+
+
+def tuned(vae: Vae) -> Vae:
+    """The same autoencoder with channels innermost in memory, in place: what convolutions are fastest on."""
+    network = getattr(vae, "network", None)
+    if isinstance(network, nn.Module):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return vae
+
+
+def decoders_of(config: Config, vae: Vae, device: torch.device) -> list[Callable[[Tensor], Tensor] | None]:
+    """What reads the latents of each kind of stored pairs: the config's autoencoder, and its second one where there is one."""
+    second = named_vae(config.models.second_vae, config.models.family, device) if config.models.second_vae else None
+    return [decoder_of(vae), decoder_of(second) if second is not None else None]
 
 
 def decoder_of(vae: Vae) -> Callable[[Tensor], Tensor]:
@@ -53,11 +84,11 @@ def decoder_of(vae: Vae) -> Callable[[Tensor], Tensor]:
 
 
 def spare_memory(vae: Vae) -> None:
-    """Let the decoder recompute its activations in the backward pass, where it can."""
-    if isinstance(vae, KlVae):
-        vae.network.enable_gradient_checkpointing()
+    """Let a decoder of diffusers recompute its activations in the backward pass; ours is small enough to keep them."""
+    if isinstance(vae, (KlVae, TinyVae)):
+        vae.network.enable_gradient_checkpointing()  # type: ignore[operator]
         # diffusers checkpoints in training mode only; its VAEs have neither dropout nor batch statistics.
-        vae.network.decoder.train()
+        vae.network.decoder.train()  # type: ignore[operator, union-attr]
 
 
 def latent_features(config: Config, device: torch.device) -> Callable[[Sequence[Picture]], Tensor]:
@@ -66,9 +97,10 @@ def latent_features(config: Config, device: torch.device) -> Callable[[Sequence[
     @torch.no_grad()
     def features(pictures: Sequence[Picture]) -> Tensor:
         vae = vae_of(config, device)
-        rows = []
-        for picture in pictures:
-            z = vae.encode(to_tensor(load_picture(picture, config.data.size))[None].to(device))
+        rows, count = [], 8
+        for start in range(0, len(pictures), count):
+            batch = [to_tensor(load_picture(picture, config.data.size)) for picture in pictures[start : start + count]]
+            z = vae.encode(torch.stack(batch).to(device))
             rows.append(nn.functional.adaptive_avg_pool2d(z, 8).flatten(1).cpu())
         return torch.cat(rows)
 
@@ -89,8 +121,57 @@ def new_adapter(config: Config, channels: int) -> AdapterNet:
     with seeded(config.seed):
         return AdapterNet(
             family=config.models.family, channels=channels, width=n.width, coarse=n.coarse, deep=n.deep,
-            code_width=n.code_width, entries=n.entries, top_k=n.top_k, depth=n.depth, grid=n.grid,
+            code_width=n.code_width, entries=n.entries, top_k=n.top_k, depth=n.depth, grid=n.grid, deep_depth=n.deep_depth,
         )  # fmt: skip
+
+
+def grown(network: Net, **least: int) -> Net:
+    """The network with its depths raised to ``least`` where they are below, or itself.
+
+    New blocks end in a layer of zeros, so it does what it did. Nothing ever shrinks.
+    """
+    config = cast(dict[str, Any], network.config)
+    sizes = {**config, **{name: max(config[name], value) for name, value in least.items()}}
+    if sizes == config:
+        return network
+    larger = type(network)(**sizes)
+    larger.load_state_dict({**larger.state_dict(), **network.state_dict()}, strict=True)
+    return larger
+
+
+def first_adapter(config: Config, channels: int) -> AdapterNet:
+    """The adapter a run begins with: the file of models.init, grown to the config's depths, or a new one."""
+    if not config.models.init:
+        return new_adapter(config, channels)
+    network = checkpoint.open_network(Path(config.models.init), "adapter", AdapterNet)
+    with seeded(config.seed):
+        return grown(network, depth=config.network.depth, deep_depth=config.network.deep_depth)
+
+
+def first_prior(config: Config, channels: int) -> PriorNet:
+    """The starter prior a run begins with, likewise."""
+    if not config.models.init:
+        return new_prior(config, channels)
+    network = checkpoint.open_network(Path(config.models.init), "prior", PriorNet)
+    with seeded(config.seed):
+        return grown(network, depth=config.network.prior_depth)
+
+
+def rebuilt(state: Mapping[str, Any], config: Config, kind: str) -> nn.Module:
+    """The adapter or prior of a training checkpoint with its averaged weights, frozen.
+
+    Its architecture is the one the checkpoint carries; checkpoints from before they did are built by their config.
+    """
+    weights = averaged(state)
+    sizes = state.get("network")
+    network: nn.Module
+    if kind == "adapter":
+        stem = "extractor.stem.weight"
+        network = AdapterNet(**sizes) if sizes else new_adapter(config, weights[stem].shape[1])
+    else:
+        network = PriorNet(**sizes) if sizes else new_prior(config, weights["stem.weight"].shape[1])
+    network.load_state_dict(weights, strict=True)
+    return network.eval().requires_grad_(False)
 
 
 def fidelity_parts(network: AdapterNet) -> tuple[nn.Module, ...]:
@@ -104,7 +185,10 @@ def new_prior(config: Config, channels: int) -> PriorNet:
     n = config.network
     widths = (n.prior_widths[0], n.prior_widths[1], n.prior_widths[2])
     with seeded(config.seed):
-        return PriorNet(family=config.models.family, channels=channels, widths=widths, depth=n.prior_depth, grid=n.grid)
+        return PriorNet(
+            family=config.models.family, channels=channels, widths=widths, depth=n.prior_depth, grid=n.grid,
+            groups=n.prior_groups, attention=n.prior_attention, sharpen=n.prior_sharpen,
+        )  # fmt: skip
 
 
 def averaged(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -116,13 +200,9 @@ def adapter_from(where: str | Path, stage: str = "adapter") -> AdapterNet:
     """The adapter network of a .safetensors file, or of the newest ``stage`` checkpoint in a run; averaged weights, frozen."""
     path = Path(where)
     if path.suffix == ".safetensors":
-        stored = checkpoint.load(path, "adapter")
-        return cast(AdapterNet, checkpoint.restore_network(AdapterNet(**stored.config), stored, path))
+        return checkpoint.open_network(path, "adapter", AdapterNet)
     path, config, state = checkpoints.open_checkpoint(where, stage)
-    weights = averaged(state)
-    network = new_adapter(config, weights["extractor.stem.weight"].shape[1])
-    network.load_state_dict(weights, strict=True)
-    return network.eval().requires_grad_(False)
+    return cast(AdapterNet, rebuilt(state, config, "adapter"))
 
 
 def adapter_for_prior(config: Config) -> AdapterNet | None:
@@ -154,17 +234,16 @@ def lora_prior(config: Config, device: torch.device) -> OneStep:
     fit, MissingPackageError without peft.
     """
     stage = config.prior
-    folder = Path(config.models.unet)
-    unet_folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    unet = load_unet(unet_folder)
-    context = find_context(folder, context=Path(stage.context) if stage.context else None)
+    where = Path(config.models.unet)
+    unet = load_unet(where)
+    context = find_context(where, context=Path(stage.context) if stage.context else None)
     width = cast(Any, unet).config.cross_attention_dim
     if context.shape[-1] != width:
         raise CheckpointError(
             f"prior.context: expected width {width} for this UNet, got {context.shape[-1]}; it belongs to another family"
         )
-    prediction = cast(Prediction, stage.prediction or prediction_of(unet_folder))
-    storage = torch.float32 if device.type == "cpu" else _STORAGE[stage.precision]
+    prediction = cast(Prediction, stage.prediction or prediction_of(where))
+    storage = torch.float32 if device.type == "cpu" else DTYPES[stage.precision]
     with seeded(config.seed):
         add_lora(unet.to(device, storage), stage)
     if stage.checkpointing:
@@ -179,7 +258,12 @@ def add_lora(unet: nn.Module, stage: PriorStage) -> nn.Module:
     except ImportError as error:
         raise MissingPackageError("training a LoRA needs peft; install it with: pip install peft") from error
     unet.requires_grad_(False)
-    lora = LoraConfig(r=stage.rank, lora_alpha=stage.alpha, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
+    lora = LoraConfig(
+        r=stage.rank,
+        lora_alpha=cast(Any, stage.alpha),
+        target_modules=list(LORA_MORE if stage.lora_more else LORA_TARGETS),
+        init_lora_weights="gaussian",
+    )
     cast(Any, unet).add_adapter(lora, adapter_name="default")
     for parameter in unet.parameters():
         if parameter.requires_grad:

@@ -15,9 +15,11 @@ from torch import Tensor
 from lafr_core.errors import LafrError
 from train import config as configs
 from train.config import Config, Stage
-from train.data.faces import Faces, open_faces
+from train.data.faces import Faces, Samples, open_faces
+from train.data.pairs import StoredPairs
 from train.engine.loop import Task, learning_line, train
 from train.engine.parts import latent_features, vae_of
+from train.engine.validation import Judge
 from train.judges.losses import open_critics
 
 log = logging.getLogger("train")
@@ -51,21 +53,40 @@ def collectives() -> Collectives:
     return Collectives(lambda t: reduce(t, "sum"), gather, broadcast)
 
 
+def placed() -> tuple[int, int]:
+    """(rank, number) of this process in the running group."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    return int(state.process_index), int(state.num_processes)
+
+
+def held_out(config: Config) -> tuple[Faces | None, Judge | None]:
+    """The validation faces of a config and who scores them; None, None without data.validation."""
+    if not config.data.validation:
+        return None, None
+    faces, _ = open_faces(replace(config.data, subset=1.0), config.seed, split="val")
+    return faces, Judge(faces, config.log.validation_faces)
+
+
 def run(make_task: Callable[..., Task], config: Config) -> Path:
-    """One stage from start to end; returns its last checkpoint's folder."""
+    """One stage on faces or stored pairs, from start to end; returns its last checkpoint's folder."""
     device = join_processes()
     stage: Stage = getattr(config, make_task.name)  # type: ignore[attr-defined]
     critics = open_critics(config.loss, device)
     vae = vae_of(config, device)
-    features = latent_features(config, device) if config.data.subset_method == "k-centre" else None
-    faces, skipped = open_faces(config.data, config.seed, features=features)
-    validation: Faces | None = None
-    if config.data.validation:
-        validation, _ = open_faces(replace(config.data, subset=1.0), config.seed, split="val")
-    log.info("%d pictures, %d skipped", len(faces), len(skipped))
+    samples: Samples
+    if config.data.pairs:
+        samples = StoredPairs(config.data, config.seed, pixels=critics.needed(config.loss))
+        log.info("%d stored faces in %s", len(samples), config.data.pairs)
+    else:
+        features = latent_features(config, device) if config.data.subset_method == "k-centre" else None
+        samples, skipped = open_faces(config.data, config.seed, features=features)
+        log.info("%d pictures, %d skipped", len(samples), len(skipped))
+    validation, judge = held_out(config)
     task = make_task(config, vae, critics, device, collectives())
     log.info("%s", learning_line(task))
-    return train(task, stage, config, faces, validation)
+    return train(task, stage, config, samples, validation, judge)
 
 
 def command(start: Callable[[Config], Path], arguments: Sequence[str], about: str | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,11 @@ def window_ssim(result: Tensor, target: Tensor) -> Tensor:
     var_a, var_b = mean(result.square()) - a.square(), mean(target.square()) - b.square()
     cov = mean(result * target) - a * b
     return ((2 * a * b + 1e-4) * (2 * cov + 9e-4) / ((a.square() + b.square() + 1e-4) * (var_a + var_b + 9e-4))).mean()
+
+
+def decibel(result: Tensor, target: Tensor) -> Tensor:
+    """Mean over samples of the log of each picture's mean squared error: PSNR, so that hard and easy samples count alike."""
+    return (result - target).square().mean((1, 2, 3)).clamp_min(1e-5).log().mean()
 
 
 def edge_energy(pictures: Tensor) -> Tensor:
@@ -110,13 +115,29 @@ def commitment(features: Tensor, entries: Tensor) -> Tensor:
 
 
 def code(features: Tensor, codes: Tensor, spread: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy of softmax(-|f - c|^2 / (2 spread)) over the codebook (N, D) against the wanted indices (B, h, w).
+    """Cross-entropy of softmax(-|f - c|^2 / (2 spread / D)) over the codebook (N, D) against the wanted indices (B, h, w).
 
-    CodeFormer's code prediction (arXiv 2206.11253, eq. 4) with distances as logits.
+    CodeFormer's code prediction (arXiv 2206.11253, eq. 4) with distances as logits: the density of a Gaussian around each
+    entry. ``spread`` is the mean squared distance over all D channels, a D-th of it the variance of one: with the whole of it,
+    a feature right on its entry cost 5.7 of ln 1024 = 6.9.
     """
     flat = features.permute(0, 2, 3, 1).flatten(0, 2)
     distance = flat.square().sum(1, keepdim=True) - 2 * flat @ codes.t() + codes.square().sum(1)
-    return F.cross_entropy(-distance / (2 * spread.clamp_min(1e-8)), wanted.flatten())
+    return F.cross_entropy(-distance * flat.shape[1] / (2 * spread.clamp_min(1e-8)), wanted.flatten())
+
+
+def relative(latents: Tensor, target: Tensor, before: Tensor) -> Tensor:
+    """Mean over samples of the L1 to ``target`` as a share of what it was ``before``: mild and severe samples count alike."""
+    distance, start = ((z - target).abs().mean((1, 2, 3)) for z in (latents, before))
+    return (distance / start.clamp_min(0.05)).mean()
+
+
+def feature_distance(ours: Tensor, theirs: Tensor, maps: Callable[[Tensor], list[Tensor]]) -> Tensor:
+    """L1 between a network's feature maps of two pictures, each as a share of the second's mean size."""
+    terms = []
+    for a, b in zip(maps(ours), maps(theirs.detach()), strict=True):
+        terms.append((a.float() - b.float()).abs().mean() / b.float().abs().mean().clamp_min(1e-6))
+    return torch.stack(terms).mean()
 
 
 def stay(aligned: Tensor, source: Tensor, fidelity: Tensor) -> Tensor:
@@ -132,33 +153,47 @@ class Critics:
     identity: Network | None = None
     landmarks: Network | None = None
     parsing: Network | None = None
+    features: Callable[[Tensor], list[Tensor]] | None = None
 
     def needed(self, weights: Loss) -> bool:
         """Whether any term looks at decoded pixels."""
         return any(getattr(weights, name) > 0 for name in PICTURE_TERMS)
 
 
-PICTURE_TERMS = ("pixel", "gradient", "perceptual", "identity", "structure_landmarks", "structure_parsing")
+LOCAL_TERMS = ("pixel", "gradient", "decibel", "ssim", "sharpness", "perceptual")
+"""Terms that a window of a face is enough for."""
+FACE_TERMS = ("identity", "features")
+"""Terms that want a whole face, and for whom a thumbnail does."""
+WHOLE_TERMS = (*FACE_TERMS, "structure_landmarks", "structure_parsing")
+PICTURE_TERMS = (*LOCAL_TERMS, *WHOLE_TERMS)
 
 
-def picture_terms(result: Tensor, target: Tensor, critics: Critics, weights: Loss) -> dict[str, Tensor]:
-    """All picture terms whose weight is above 0, each multiplied by it."""
-    terms: dict[str, Tensor] = {}
-    if weights.pixel > 0:
-        terms["pixel"] = weights.pixel * pixel(result, target)
-    if weights.gradient > 0:
-        terms["gradient"] = weights.gradient * gradient(result, target)
-    if weights.perceptual > 0:
-        terms["perceptual"] = weights.perceptual * perceptual(result, target, _there(critics.perceptual))
-    if weights.identity > 0:
-        terms["identity"] = weights.identity * identity(result, target, _there(critics.identity))
-    if weights.structure_landmarks > 0:
-        value = structure_landmarks(result, target, _there(critics.landmarks))
-        terms["structure_landmarks"] = weights.structure_landmarks * value
-    if weights.structure_parsing > 0:
-        value = structure_parsing(result, target, _there(critics.parsing))
-        terms["structure_parsing"] = weights.structure_parsing * value
-    return terms
+def picture_terms(
+    result: Tensor,
+    target: Tensor,
+    critics: Critics,
+    weights: Loss,
+    *,
+    names: Sequence[str] = PICTURE_TERMS,
+    own: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """All picture terms of ``names`` whose weight is above 0, each multiplied by it.
+
+    ``own``: the decoded clean latents. What the decoder cannot show, the sharpness term does not ask for.
+    """
+    measures: dict[str, Callable[[], Tensor]] = {
+        "pixel": lambda: pixel(result, target),
+        "gradient": lambda: gradient(result, target),
+        "decibel": lambda: decibel(result, target),
+        "ssim": lambda: 1 - window_ssim(result, target),
+        "sharpness": lambda: sharpness(result, target if own is None else own),
+        "perceptual": lambda: perceptual(result, target, _there(critics.perceptual)),
+        "identity": lambda: identity(result, target, _there(critics.identity)),
+        "features": lambda: feature_distance(result, target, _there(critics.features)),
+        "structure_landmarks": lambda: structure_landmarks(result, target, _there(critics.landmarks)),
+        "structure_parsing": lambda: structure_parsing(result, target, _there(critics.parsing)),
+    }
+    return {name: getattr(weights, name) * measures[name]() for name in names if getattr(weights, name) > 0}
 
 
 def open_critics(weights: Loss, device: torch.device) -> Critics:
@@ -178,13 +213,22 @@ def open_critics(weights: Loss, device: torch.device) -> Critics:
         if weights.structure_parsing > 0
         else None
     )
-    embed = _open_identity(weights, device) if weights.identity > 0 else None
+    embed = open_identity(weights, device) if weights.identity > 0 or weights.features > 0 else None
+    maps = getattr(embed, "maps", None)
+    if weights.features > 0 and maps is None:
+        raise InputError(
+            f"features loss: needs {MOBILEFACENET_FILE} as loss.identity_weights, got {weights.identity_weights!r}; "
+            "give the file, or switch the term off with --loss.features 0"
+        )
     networks = [n.to(device) if n is not None else None for n in (perceptual, landmarks, parsing)]
-    return Critics(networks[0], embed, networks[1], networks[2])  # type: ignore[arg-type]
+    return Critics(networks[0], embed, networks[1], networks[2], maps)  # type: ignore[arg-type]
 
 
 class VggFeatures(nn.Module):
     """VGG-16's relu1_2, relu2_2, relu3_3 and relu4_3 (Simonyan and Zisserman 2015) of pictures in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -229,6 +273,9 @@ class Landmarks(nn.Module):
 class Parsing(nn.Module):
     """facexlib's ParseNet or BiSeNet, told apart by their keys: class logits (B, 19, 512, 512) of face crops in [0, 1]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         tensors = read_weights(path)
@@ -261,7 +308,19 @@ class TemplateEmbedder(nn.Module):
         return self.network(x * 2 - 1 if self.signed else x)
 
 
-def _open_identity(weights: Loss, device: torch.device) -> Network:
+class MobileFaceEmbedder(TemplateEmbedder):
+    """The same around MobileFaceNet, whose feature maps can be asked for too."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, signed=False)
+
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """The feature maps of faces (B, 3, S, S), coarse ones last."""
+        return list(self.network.with_features(template_crops(pictures, ARCFACE_TEMPLATE, 112))[1])  # type: ignore[operator]
+
+
+def open_identity(weights: Loss, device: torch.device) -> Network:
+    """The embedder that loss.identity_weights names: (B, 3, S, S) in [0, 1] -> (B, D). Raises InputError, CheckpointError."""
     if weights.identity_weights == "starter":
         from lafr_core.faces.identity import open_embedder
 
@@ -276,7 +335,7 @@ def _open_identity(weights: Loss, device: torch.device) -> Network:
         weights, "identity", "facexlib's recognition_arcface_ir_se50.pth, mobilefacenet_foamliu.pt, or the word starter"
     )
     if path.name == MOBILEFACENET_FILE:
-        return TemplateEmbedder(load_mobilefacenet(path.parent), signed=False).to(device)
+        return MobileFaceEmbedder(load_mobilefacenet(path.parent)).to(device)
     backbone = _facexlib("recognition.arcface_arch").Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
     _load(backbone, read_weights(path), path)
     return TemplateEmbedder(backbone.eval().requires_grad_(False), signed=True).to(device)

@@ -65,6 +65,9 @@ class _GlobalDepthwise(nn.Module):
 class MobileFaceNet(nn.Module):
     """ArcFace-template crops (B, 3, 112, 112) RGB in [0, 1] -> embeddings (B, 128), not normalised. Differentiable."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)

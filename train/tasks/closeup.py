@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ def mine(g: np.random.Generator, library: Library, finder: StarterDetectorNet, c
         with Image.open(photo.path) as stored:
             kx, ky = 640 / stored.width, 640 / stored.height
         box = face_box([(x * kx, y * ky) for x, y in photo.landmarks])
-        pixels = degrade_picture(g, full, 300.0)[0] if g.random() < 0.6 else np.asarray(full, np.float32) / 255
+        pixels = degrade_picture(g, full, 300.0)[0] if g.random() < 0.6 else np.asarray(full, np.float32) / np.float32(255)
         rows += mistakes(finder, pixels, [box])
     return torch.stack(rows) if rows else torch.zeros(0, 3, SIDE, SIDE, dtype=torch.uint8)
 
@@ -212,7 +212,7 @@ def run(config: Config) -> Path:
     last = train(task, config.closeup, config, CloseUps(config, library, mined))
     task.load_weights(averaged(checkpoints.load_state(last)))
     path = last.parent / "detector.safetensors"
-    save_detector(path, finder, fold(task.model), config, notes)
+    save_detector(path, finder, fold(cast(CloseUpNet, task.model)), config, notes)
     return path
 
 

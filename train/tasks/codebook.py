@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.types import Vae
 from train.config import CodebookStage, Config
-from train.data.faces import Faces, stream
-from train.engine.parts import decoder_of, fidelity_parts, new_adapter
+from train.data.faces import Samples, stream
+from train.engine.parts import decoders_of, fidelity_parts, first_adapter
 from train.engine.run import Collectives, command, run
 from train.judges import losses
 from train.judges.losses import Critics
+from train.judges.shown import Shown
 from train.tasks.codebook_learning import CodebookLearner, Usage
 
 KMEANS_POINTS = 16
@@ -34,8 +35,8 @@ class CodebookTask:
     def __init__(self, config: Config, vae: Vae, critics: Critics, device: torch.device, collectives: Collectives) -> None:
         self.config, self.vae, self.critics, self.device = config, vae, critics, device
         self.stage: CodebookStage = config.codebook
-        self.decode = decoder_of(vae)
-        self.network: AdapterNet = new_adapter(config, vae.spec.channels).to(device)
+        self.shown = Shown(config, decoders_of(config, vae, device), device)
+        self.network: AdapterNet = first_adapter(config, vae.spec.channels).train().requires_grad_(True).to(device)
         self.model: nn.Module = self.network
         self.network.codebook.requires_grad_(False)
         # Fidelity is 0 throughout: their gradients would be zeros, and weight decay alone would move them.
@@ -52,14 +53,16 @@ class CodebookTask:
         )
 
     @torch.no_grad()
-    def begin(self, model: nn.Module, faces: Faces, step: int) -> None:
+    def begin(self, model: nn.Module, samples: Samples, step: int) -> None:
         """At the k-means steps: set the entries from current features of clean pictures."""
         if step not in self.stage.kmeans_at:
             return
         points: list[Tensor] = []
         wanted = KMEANS_POINTS * self.config.network.entries
-        for batch in stream(faces, step, batch=self.stage.batch, accumulate=1, workers=0):
-            points.append(self.network.extractor(self.vae.encode(batch["hq"].to(self.device))).code)
+        for batch in stream(samples, step, batch=self.stage.batch, accumulate=1, workers=0):
+            clean = {name: value.to(self.device) for name, value in batch.items() if name in ("hq", "z_hq")}
+            z = clean["z_hq"] if "z_hq" in clean else self.vae.encode(clean["hq"])
+            points.append(self.network.extractor(z).code)
             if sum(p[:, 0].numel() for p in points) >= wanted:
                 break
         self.learner.start(torch.cat(points))
@@ -67,17 +70,15 @@ class CodebookTask:
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights = self.config.loss
         with torch.no_grad():
-            z = self.vae.encode(batch["hq"])
+            z = batch["z_hq"] if "z_hq" in batch else self.vae.encode(batch["hq"])
         output = model(z, z.new_zeros(len(z), 1, 1, 1))
         self.learner.observe(output.features.code, output.match.indices, output.match.distance)
         terms = {"latent": weights.latent * losses.latent(output.latents, z)}
         if weights.commitment > 0:
             terms["commitment"] = weights.commitment * losses.commitment(output.features.code, output.match.quantised)
-        if self.critics.needed(weights):
-            terms.update(losses.picture_terms(self.decode(output.latents), batch["hq"], self.critics, weights))
-        return terms
+        return terms | self.shown.terms(output.latents, batch, self.critics, z)
 
-    def finish(self) -> dict[str, float]:
+    def finish(self) -> Mapping[str, float | Tensor]:
         usage: Usage = self.learner.step()
         return {"perplexity": usage.perplexity, "codes_used": usage.used, "codes_revived": float(usage.revived)}
 
@@ -86,6 +87,9 @@ class CodebookTask:
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(dict(weights), strict=True)
+
+    def architecture(self) -> dict[str, Any]:
+        return dict(self.network.config)
 
     def state(self) -> dict[str, Any]:
         return dict(self.learner.state_dict())

@@ -133,7 +133,9 @@ class CodebookLearner:
         return {"counts": self.counts, "sums": self.sums, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.counts, self.sums = state["counts"].clone(), state["sums"].clone()
+        # Checkpoints are read on the CPU; the counts live where the codebook does.
+        device = self.codebook.codes.weight.device
+        self.counts, self.sums = state["counts"].to(device, copy=True), state["sums"].to(device, copy=True)
         if "generator" in state:
-            self.generator.set_state(state["generator"])
+            self.generator.set_state(state["generator"].cpu())
         self._clear()

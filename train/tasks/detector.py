@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def run(config: Config) -> Path:
     task = FinderTask(config)
     last = train(task, config.detector, config, Composites(config, open_library(config.data)))
     task.load_weights(averaged(checkpoints.load_state(last)))
-    finder = fold(task.model)
+    finder = fold(cast(StarterDetectorNet, task.model))
     notes = {
         "licence": "MIT, trained on CC0-1.0 and official US government portraits only",
         "training_data": "faces/train: 624 portraits (faker-js, CivilServiceUSA); scikit-image pictures without faces",

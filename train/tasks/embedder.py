@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -171,7 +171,7 @@ def run(config: Config) -> Path:
     task = EmbedderTask(config)
     last = train(task, config.embedder, config, People(config))
     task.load_weights(averaged(checkpoints.load_state(last)))
-    network = fold(task.model)
+    network = fold(cast(StarterEmbedderNet, task.model))
     notes = {
         "licence": "MIT, trained on CC0-1.0 and official US government portraits only",
         "training_data": "faces/train: 630 portraits (faker-js, CivilServiceUSA) and mixtures of them",

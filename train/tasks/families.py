@@ -1,155 +1,123 @@
-"""Train the adapter for another latent family (SDXL, SD3, FLUX.1) from its TAESD sibling and the adapter for Stable Diffusion.
+"""The adapter for another latent family (SDXL, SD3, FLUX.1), from its TAESD sibling and the adapter for Stable Diffusion.
 
-    python -m train families --family sd --pairs runs/pairs --out runs/sd        # a donor of the families' size
-    python -m train families --family sdxl --donor runs/sd/adapter.safetensors --data ../shared/data/faces \\
-        --tiny ../shared/weights --out runs/sdxl
+    C="--config train/configs/family_sdxl.yaml --models.vae TAESD --data.pairs runs/sdxl"
+    python -m train pairs    $C --data.source FACES
+    python -m train families $C --families.donor DONOR
 
 Encoding is dear (TAESD takes as long for one crop as training does for four), so few crops are encoded once, by the family's
-encoder and by the starter's. The second latents are for the start: what a Stable Diffusion adapter knows of faces stays true
-in any latent space, only its first and last layers speak its latents. These are fitted by least squares, then all layers
-learn together on latents and on what they show: latents alone come closer while colours drift, and decoding is dear, so a
-convolution fitted to decoded latents tells the mean colour of every cell. The donor learns to do with the smaller size first,
-from the many pairs of ``train.data.pairs``.
+encoder and by the starter's (pairs.beside). The second latents are for the start: what a Stable Diffusion adapter knows of
+faces stays true in any latent space, only its first and last layers speak its latents. These are fitted by least squares, then
+all layers learn together on latents and on what they show: latents alone come closer while colours drift, and decoding is dear,
+so a convolution fitted to decoded latents tells the mean colour of every cell. The donor learns to do with the smaller size
+first, by the same task with family sd. The last step's averaged weights become ``adapter.safetensors`` beside the checkpoints.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
 import json
-import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from lafr_core.geometry import CROP_SIZE
+from lafr_core.errors import InputError
 from lafr_core.latent.networks.adapter import AdapterNet, AdapterOutput, Features
-from lafr_core.latent.spec import FAMILIES, family
-from lafr_core.latent.vae import open_tiny
+from lafr_core.latent.spec import family
 from lafr_core.store import checkpoint
-from lafr_core.store.atomic import atomic
+from lafr_core.store.assets import bundled
 from lafr_core.types import LatentSpec, Vae
-from train.data.pairs import PHOTOS, Encode, Pool, starter_encoder
-from train.data.pairs import draw as drawn
-from train.data.photos import Portrait, read_split
-from train.data.windows import average, relative
-from train.engine import optimizers
-from train.precision import amp
-from train.tasks.codebook_learning import CodebookLearner
+from train.config import Config
+from train.data.faces import Picture, draw_fidelity, locate
+from train.data.pairs import FACTOR, STRIDE, Shards
+from train.engine import checkpoints
+from train.engine.loop import NetworkTask, train
+from train.engine.parts import averaged, named_vae, new_adapter
+from train.engine.run import Collectives, collectives, command, join_processes
+from train.judges.losses import relative
+from train.precision import amp, channels_last
+from train.tasks.codebook_learning import CodebookLearner, Usage
 
-log = logging.getLogger("train.families")
-SIZES = {"width": 64, "coarse": 128, "deep": 88, "code_width": 64, "entries": 1024, "depth": 1}
-"""Of the adapter: the donor's where that fits into 5 MB, one residual block a place instead of two and half its depths."""
-STRIDE = 32
-"""Pixels that one cell of the adapter's deepest grid covers: windows lie on it, so that its position table can be cut alike."""
 POSITION = "deep.1.position"
 """The extractor's table."""
-ANCHOR = 0.05
-"""Weight of the distance between a degraded face's features and the sharp face's entries."""
-COLOUR = 0.2
-"""Weight of the logarithm of the mean squared error of the cells' colours: of their PSNR."""
-WARM_UP = 30
 DECODED = 12
 """Photos that are decoded to fit the colours."""
 FITTED = 60
 """Photos that the least squares see: a quarter of a million cells."""
+CLUSTERED = 32
+"""Photos whose features the codebook starts from."""
 
 
 # --- pairs ---
 
 
 class Pairs(NamedTuple):
-    """N photos with V degradations each: float16 latents of whole crops (h = 64) or of one square window of each."""
+    """N photos, one degradation each: latents of whole crops (h = 64) or of one square window of each."""
 
     z_hq: Tensor
     """(N, C, h, h)"""
     z_lq: Tensor
-    """(N, V, C, h, h)"""
+    """(N, C, h, h)"""
     corner: Tensor
     """(N, 2) int64: top and left of the window, in strides of STRIDE pixels."""
 
 
-def both_encoder(tiny: Path, name: str, starter: Path) -> Encode:
-    """Pictures -> the family's latents with the starter's behind them, (B, C + 4, h, w)."""
-    vae = open_tiny(tiny, name)
-    vae.network.encoder.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
-    donor = starter_encoder(starter)
-
-    def encode(pixels: Tensor) -> Tensor:
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with amp():
-            return torch.cat([vae.encode(pixels).float(), donor(pixels)], dim=1)
-
-    return encode
+def some(shards: Shards, count: int, *, beside: bool = False) -> Pairs:
+    """``count`` stored photos, evenly spaced; with ``beside`` the starter's latents stand behind the family's (B, C + 4, …)."""
+    rows = range(0, len(shards), max(1, len(shards) // count))
+    names = (("z_hq", "y_hq"), ("z_lq", "y_lq")) if beside else (("z_hq",), ("z_lq",))
+    read = lambda row, name: shards.read(row, name, 0) if name.endswith("lq") else shards.read(row, name)
+    sharp, low = (torch.stack([torch.cat([read(row, name).float() for name in group]) for row in rows]) for group in names)
+    return Pairs(sharp, low, torch.stack([shards.read(row, "corner") for row in rows]))
 
 
-def make_pairs(
-    photos: list[Portrait], encode: Callable[[], Encode], out: Path, *, count: int, versions: int, window: int, seed: int
-) -> Pairs:
-    """``count`` photos in a random order, in shards; those that exist are kept. ``encode()`` opens the encoder when needed."""
-    out.mkdir(parents=True, exist_ok=True)
-    order = [int(i) for i in np.random.default_rng(seed).permutation(len(photos))[:count]]
-    opened: Encode | None = None
-    paths = []
-    for start in range(0, len(order), PHOTOS):
-        paths.append(out / f"{start:04d}.safetensors")
-        if paths[-1].is_file():
-            continue
-        opened = opened or encode()
-        shard = [windowed(photos[i], [seed, i], versions, window, opened) for i in order[start : start + PHOTOS]]
-        with atomic(paths[-1]) as part:
-            save_file({name: torch.stack([row[name] for row in shard]) for name in Pairs._fields}, str(part))
-        log.info("%s", paths[-1].name)
-    shards = [load_file(str(path)) for path in paths]
-    return Pairs(**{name: torch.cat([shard[name] for shard in shards]) for name in Pairs._fields})
+class Windows:
+    """Stream position -> ``z_lq``, ``z_hq`` (C, h, h), ``corner`` (2,) and ``fidelity``, half of them mirrored.
 
+    Of a mirrored face an encoder makes nearly the mirrored latents.
+    """
 
-@torch.no_grad()
-def windowed(photo: Portrait, seed: list[int], versions: int, window: int, encode: Encode) -> dict[str, Tensor]:
-    """One photo's row of :class:`Pairs`: all its versions in the same window of ``window`` pixels."""
-    generator = np.random.default_rng(seed)
-    sharp, low = drawn(photo, generator, versions)
-    corner = torch.from_numpy(generator.integers(0, (CROP_SIZE - window) // STRIDE + 1, 2))
-    top, left = (int(v) * STRIDE for v in corner)
-    latents = encode(torch.cat([sharp[None], low])[..., top : top + window, left : left + window]).half().contiguous()
-    return {"z_hq": latents[0], "z_lq": latents[1:], "corner": corner}
+    def __init__(self, config: Config) -> None:
+        self.config, self.data, self.shards = config, config.data, Shards(config.data.pairs)
+        self.pictures = [Picture(path.name, path) for path in self.shards.files]
 
-
-def stored_pairs(folder: Path) -> Pairs:
-    """All of ``train.data.pairs``' shards for a donor: each latent twice, as the family's and as the starter's."""
-    pool = Pool(folder)
-    z_hq, z_lq = (torch.cat(parts) for parts in zip(*pool.latents.values(), strict=True))
-    return Pairs(torch.cat([z_hq, z_hq], 1), torch.cat([z_lq, z_lq], 2), torch.zeros(len(z_hq), 2, dtype=torch.int64))
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        g = np.random.default_rng([self.config.seed, 10, position])
+        row = locate(position, len(self.shards), self.config.seed)[1]
+        low = self.shards.read(row, "z_lq", int(g.integers(self.shards.versions))).float()
+        sharp, corner = self.shards.read(row, "z_hq").float(), self.shards.read(row, "corner")
+        if g.random() < self.data.flip:
+            last = self.data.size // STRIDE - sharp.shape[-1] * FACTOR // STRIDE
+            low, sharp = low.flip(-1), sharp.flip(-1)
+            corner = torch.stack([corner[0], last - corner[1]])
+        fidelity = torch.tensor(draw_fidelity(g, self.data), dtype=torch.float32)
+        return {"z_lq": low, "z_hq": sharp, "corner": corner, "fidelity": fidelity}
 
 
 # --- the start ---
 
 
 @torch.no_grad()
-def grafted(spec: LatentSpec, donor: AdapterNet, pairs: Pairs, fidelity: float) -> AdapterNet:
-    """An adapter for ``spec`` that starts with what ``donor`` knows.
+def grafted(config: Config, spec: LatentSpec, donor: AdapterNet, pairs: Pairs) -> AdapterNet:
+    """An adapter for ``spec`` of the config's sizes that starts with what ``donor`` knows.
 
     ``pairs`` hold the family's latents and behind them the donor's. The inner layers are the donor's; the stem is fitted to
     what the donor's stem makes of its latents, then the two last layers to the sharp latents.
     """
-    network = AdapterNet(spec.name, spec.channels, **SIZES).eval()  # type: ignore[arg-type]
+    network = new_adapter(config, spec.channels).eval()
     inherit(network, donor)
-    sharp, low = pairs.z_hq[:FITTED].float(), pairs.z_lq[:FITTED, 0].float()
+    sharp, low = pairs.z_hq[:FITTED], pairs.z_lq[:FITTED]
     seen = torch.cat([sharp, low])
     fit(network.extractor.stem, seen[:, : spec.channels], donor.extractor.stem(seen[:, spec.channels :]))
     before_last: list[Tensor] = []
     hook = network.mapping.out.register_forward_pre_hook(lambda _, inputs: before_last.append(inputs[0]))
     sharp, low = sharp[:, : spec.channels], low[:, : spec.channels]
     for part, corner in zip(low.split(8), pairs.corner[:FITTED].split(8), strict=True):
-        aligned_there(network, part, torch.full((len(part), 1, 1, 1), fidelity), corner)
+        aligned_there(network, part, torch.full((len(part), 1, 1, 1), config.data.fidelity), corner)
     hook.remove()
     found = torch.cat(before_last)
     fit(network.mapping.out, found, sharp)
@@ -220,108 +188,91 @@ def fit(layer: nn.Conv2d, inputs: Tensor, targets: Tensor, ridge: float = 1e-3) 
 # --- training ---
 
 
-def train(network: AdapterNet, pairs: Pairs, colour: nn.Module | None, args: argparse.Namespace) -> AdapterNet:
-    """``network`` trained in place on latents and, where given, :func:`colours`; returns its moving average."""
-    generator = torch.Generator().manual_seed(args.seed)
-    network.to(memory_format=torch.channels_last).train().requires_grad_(True)
-    network.codebook.codes.requires_grad_(False)
-    learner = CodebookLearner(network.codebook, generator)
-    with torch.no_grad(), amp():
-        some = slice(None, None, max(1, len(pairs.z_hq) // 32))
-        learner.start(features(network, pairs.z_hq[some].float(), pairs.corner[some]).code)
-    slow = copy.deepcopy(network).requires_grad_(False)
-    optimizer = optimizers.make("muon", network, args.lr, weight_decay=1e-4)
-    started, totals = time.process_time(), np.zeros(3)
-    for step in range(args.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = optimizers.warm_cosine(step, step / args.steps, args.lr, WARM_UP)
-        z_lq, z_hq, corner = draw(pairs, args.batch, generator)
-        # Half of the samples at the default fidelity, half anywhere: every setting of the knob has to work.
-        u = torch.rand((2, args.batch, 1, 1, 1), generator=generator)
-        fidelity = torch.where(u[0] < 0.5, torch.full_like(u[1], args.fidelity), u[1])
-        with amp():
-            with torch.no_grad():
-                code = features(network, z_hq, corner).code
-                sharp = network.codebook(code)
-            aligned = aligned_there(network, z_lq, fidelity, corner)
-        usage = learner.update(code, sharp.indices, sharp.distance)
-        align = relative(aligned.latents.float(), z_hq, z_lq)
-        anchor = F.mse_loss(aligned.features.code.float(), sharp.quantised.float())
-        shown = torch.zeros(())
-        if colour is not None:
-            shown = (colour(aligned.latents.float()) - colour(z_hq)).square().mean((1, 2, 3)).clamp_min(1e-5).log().mean()
-        optimizer.zero_grad(set_to_none=True)
-        (align + ANCHOR * anchor + COLOUR * shown).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        average(slow, network, min(0.99, (step + 1) / (step + 10)))
-        totals += (align.item(), anchor.item(), shown.item())
-        if (step + 1) % 50 == 0:
-            used = (time.process_time() - started) / (step + 1)
-            log.info("step %d align %.4f anchor %.4f colour %.3f %s %.2f s/step", step + 1, *totals / 50, usage, used)
-            totals[:] = 0
-    return slow.eval()
+class FamiliesTask(NetworkTask):
+    """Degraded latents -> clean ones, all of the adapter learning together, its codebook by moving averages."""
+
+    name = "families"
+
+    def __init__(self, config: Config, network: AdapterNet, colour: nn.Module | None, together: Collectives) -> None:
+        super().__init__(network.requires_grad_(True))
+        self.config, self.stage, self.network = config, config.families, network
+        self.colour = colour
+        network.codebook.codes.requires_grad_(False)
+        generator = torch.Generator().manual_seed(config.seed)
+        self.learner = CodebookLearner(
+            network.codebook, generator, reduce=together.sum, share=together.from_first, gather=together.gather
+        )
+
+    @torch.no_grad()
+    def begin(self, model: nn.Module, samples: Windows, step: int) -> None:
+        """Before the first step: set the entries by k-means over features of clean windows."""
+        if step:
+            return
+        pairs = some(samples.shards, CLUSTERED)
+        device = next(self.network.parameters()).device
+        with amp(device, self.stage.precision):
+            self.learner.start(features(self.network, pairs.z_hq.to(device), pairs.corner).code)
+
+    def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        stage, corner = self.stage, batch["corner"]
+        z_lq, z_hq = (channels_last(batch[name]) for name in ("z_lq", "z_hq"))
+        with torch.no_grad():
+            code = features(self.network, z_hq, corner).code
+            sharp = self.network.codebook(code)
+        aligned = aligned_there(self.network, z_lq, batch["fidelity"].view(-1, 1, 1, 1), corner)
+        self.learner.observe(code, sharp.indices, sharp.distance)
+        terms = {
+            "align": relative(aligned.latents.float(), z_hq, z_lq),
+            "anchor": stage.anchor * F.mse_loss(aligned.features.code.float(), sharp.quantised.float()),
+        }
+        if self.colour is not None:
+            error = (self.colour(aligned.latents.float()) - self.colour(z_hq)).square().mean((1, 2, 3))
+            terms["colour"] = stage.colour * error.clamp_min(1e-5).log().mean()
+        return terms
+
+    def finish(self) -> Mapping[str, float | Tensor]:
+        usage: Usage = self.learner.step()
+        return {"perplexity": usage.perplexity, "codes_used": usage.used, "codes_revived": float(usage.revived)}
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.learner.state_dict())
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(dict(state))
 
 
-def draw(pairs: Pairs, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Degraded and sharp latents (B, C, h, h) with their corners, half of them mirrored: of a mirrored face an encoder makes
-    nearly that.
-    """
-    rows = torch.randint(len(pairs.z_hq), (batch,), generator=generator)
-    versions = torch.randint(pairs.z_lq.shape[1], (batch,), generator=generator)
-    low, sharp, corner = pairs.z_lq[rows, versions].float(), pairs.z_hq[rows].float(), pairs.corner[rows]
-    mirrored = torch.rand(batch, generator=generator) < 0.5
-    low, sharp = (torch.where(mirrored[:, None, None, None], z.flip(-1), z) for z in (low, sharp))
-    last = CROP_SIZE // STRIDE - sharp.shape[-1] * 8 // STRIDE
-    left = torch.where(mirrored, last - corner[:, 1], corner[:, 1])
-    low, sharp = (z.contiguous(memory_format=torch.channels_last) for z in (low, sharp))
-    return low, sharp, torch.stack([corner[:, 0], left], 1)
-
-
-def main(given: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", choices=tuple(FAMILIES), required=True)
-    parser.add_argument("--pairs", type=Path, help="family sd: folder that train.data.pairs filled")
-    parser.add_argument("--data", type=Path, help="other families: folder with faces.csv")
-    parser.add_argument("--tiny", type=Path, help="other families: folder with the TAESD siblings' files")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--starter", type=Path, default=Path("lafr_core/weights/vae.safetensors"))
-    parser.add_argument("--donor", type=Path, default=Path("lafr_core/weights/adapter.safetensors"))
-    parser.add_argument("--init", type=Path, help="go on from this adapter of the family instead of a grafted one")
-    parser.add_argument("--photos", type=int, default=120)
-    parser.add_argument("--versions", type=int, default=3)
-    parser.add_argument("--window", type=int, default=CROP_SIZE, help="pixels of each crop that are encoded, a multiple of 32")
-    parser.add_argument("--steps", type=int, default=600, help="0 = stop when the pairs are there")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--fidelity", type=float, default=0.75, help="what half of the samples are trained at")
-    parser.add_argument("--seed", type=int, default=6)
-    args = parser.parse_args(given)
-    needed = ("pairs",) if args.family == "sd" else ("data", "tiny")
-    if missing := [f"--{name}" for name in needed if getattr(args, name) is None]:
-        parser.error(f"--family {args.family} needs {' and '.join(missing)}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(args.out / "log.txt")]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
-    log.info("%s", vars(args))
-    torch.manual_seed(args.seed)
-    spec = family(args.family)
-    if spec.name == "sd":
-        pairs = stored_pairs(args.pairs)
+def run(config: Config) -> Path:
+    """Train the family's adapter and write it beside its checkpoints; returns the file."""
+    device = join_processes()
+    spec, samples = family(config.models.family), Windows(config)
+    if config.models.init:
+        network = checkpoint.open_network(Path(config.models.init), "adapter", AdapterNet)
+    elif not samples.shards.has("y_hq"):
+        raise InputError(
+            f"{config.data.pairs}: holds no latents of the starter beside the family's, which the start needs; "
+            "store them with pairs.beside true, or go on from models.init"
+        )
     else:
-        pairs = make_pairs(
-            read_split(args.data, "train"), lambda: both_encoder(args.tiny, spec.name, args.starter), args.out / "pairs",
-            count=args.photos, versions=args.versions, window=args.window, seed=args.seed,
-        )  # fmt: skip
-    if not args.steps:
-        return
-    if args.init is not None:
-        network = checkpoint.open_network(args.init, "adapter", AdapterNet)
-    else:
-        network = grafted(spec, checkpoint.open_network(args.donor, "adapter", AdapterNet), pairs, args.fidelity)
-    own = Pairs(pairs.z_hq[:, : spec.channels], pairs.z_lq[:, :, : spec.channels], pairs.corner)
-    some = own.z_hq[:: max(1, len(own.z_hq) // DECODED)].float()
-    colour = colours(open_tiny(args.tiny, spec.name), some) if args.tiny is not None else None
-    slow = train(network, own, colour, args)
-    notes = {"licence": "MIT", "training": json.dumps({key: str(value) for key, value in vars(args).items()})}
-    checkpoint.save(args.out / "adapter.safetensors", "adapter", slow, slow.config, notes)
+        donor = checkpoint.open_network(Path(config.families.donor or bundled("adapter")), "adapter", AdapterNet)
+        network = grafted(config, spec, donor, some(samples.shards, FITTED, beside=True))
+    colour = None
+    if config.families.colour > 0:
+        vae = named_vae(config.models.vae, spec.name, device)
+        colour = colours(vae, some(samples.shards, DECODED).z_hq.to(device)).to(device)
+    network.to(device)
+    task = FamiliesTask(config, network, colour, collectives())
+    last = train(task, config.families, config, samples)
+    task.load_weights(averaged(checkpoints.load_state(last)))
+    notes = {
+        "licence": "MIT",
+        "run": config.name,
+        "training": json.dumps({"steps": config.families.steps, "seed": config.seed}),
+    }
+    path = last.parent / "adapter.safetensors"
+    checkpoint.save(path, "adapter", network, network.config, notes)
+    return path
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line of this stage."""
+    command(run, arguments, __doc__)

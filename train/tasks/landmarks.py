@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def run(config: Config) -> Path:
     last = train(task, config.landmarks, config, CloseUps(config, Portraits(open_library(config.data))))
     task.load_weights(averaged(checkpoints.load_state(last)))
     path = last.parent / "detector.safetensors"
-    save_detector(path, nets, fold(task.model), config, stored.notes)
+    save_detector(path, nets, fold(cast(LandmarkNet, task.model)), config, stored.notes)
     return path
 
 

@@ -15,14 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.sd_prior import CONTEXT_FILE
 from lafr_core.types import Vae
 from train.config import Config
-from train.data.faces import Faces
-from train.engine.parts import OneStep, adapter_for_prior, decoder_of, lora_prior, lora_weights, new_prior, spare_memory
+from train.data.faces import Samples
+from train.data.windows import cut
+from train.engine.parts import OneStep, adapter_for_prior, decoders_of, first_prior, lora_prior, lora_weights
 from train.engine.run import Collectives, command, run
 from train.judges import losses
 from train.judges.losses import Critics
+from train.judges.shown import Shown, latents_of
 
 log = logging.getLogger("train.tasks.prior")
 
@@ -34,38 +37,45 @@ class PriorTask:
 
     def __init__(self, config: Config, vae: Vae, critics: Critics, device: torch.device, collectives: Collectives) -> None:
         self.config, self.vae, self.critics = config, vae, critics
-        self.decode = decoder_of(vae)
+        self.shown = Shown(config, decoders_of(config, vae, device), device)
         self.adapter = adapter_for_prior(config)
         if self.adapter is not None:
             self.adapter.to(device)
         if config.models.unet:
             self.model: nn.Module = lora_prior(config, device)
-            if config.prior.checkpointing:
-                spare_memory(vae)
         else:
-            self.model = new_prior(config, vae.spec.channels).to(device)
+            self.model = first_prior(config, vae.spec.channels).train().requires_grad_(True).to(device)
         learning = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         own = sum(p.numel() for p in self.adapter.parameters()) if self.adapter is not None else 0
         log.info("trainable parameters: prior %.3f M, with the adapter %.3f M", learning / 1e6, (learning + own) / 1e6)
 
-    def begin(self, model: nn.Module, faces: Faces, step: int) -> None:
+    def begin(self, model: nn.Module, samples: Samples, step: int) -> None:
         """Nothing happens at certain steps only."""
 
-    def aligned(self, batch: Mapping[str, Tensor], fidelity: Tensor) -> Tensor:
-        z = self.vae.encode(batch["lq"])
-        return z if self.adapter is None else self.adapter(z, fidelity.view(-1, 1, 1, 1).to(z)).latents
+    @torch.no_grad()
+    def aligned(self, z_lq: Tensor, batch: Mapping[str, Tensor], fidelity: Tensor) -> Tensor:
+        """What the prior is given: stored aligned latents where there are any, else the adapter's."""
+        if "z_al" in batch:
+            return batch["z_al"]
+        return z_lq if self.adapter is None else self.adapter(z_lq, fidelity.view(-1, 1, 1, 1).to(z_lq)).latents
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights = self.config.loss
-        with torch.no_grad():
-            z_hq, z_al = self.vae.encode(batch["hq"]), self.aligned(batch, batch["fidelity"])
+        z_lq, z_hq = latents_of(batch, self.vae)
+        z_al = self.aligned(z_lq, batch, batch["fidelity"])
+        data = self.config.data
+        if data.around:  # a local network sees windows with their surroundings only
+            z_lq, z_hq, z_al = (cut(z, batch["corner"], data.window, data.around) for z in (z_lq, z_hq, z_al))
         restored = model(z_al)
         terms = {"latent": weights.latent * losses.latent(restored, z_hq)} if weights.latent > 0 else {}
-        if self.critics.needed(weights):
-            terms.update(losses.picture_terms(self.decode(restored), batch["hq"], self.critics, weights))
-        return terms
+        if weights.relative > 0:
+            terms["relative"] = weights.relative * losses.relative(restored.float(), z_hq, z_lq)
+        return terms | self.shown.terms(restored, batch, self.critics, z_hq)
 
-    def finish(self) -> dict[str, float]:
+    def architecture(self) -> dict[str, Any]:
+        return dict(self.model.config) if isinstance(self.model, PriorNet) else {}
+
+    def finish(self) -> Mapping[str, float | Tensor]:
         return {}
 
     def weights(self) -> dict[str, Tensor]:
@@ -86,7 +96,8 @@ class PriorTask:
         """What export needs to know of the UNet."""
         if not isinstance(self.model, OneStep):
             return {}
-        width = int(self.model.context.shape[-1])  # type: ignore[union-attr, operator]
+        context: Any = self.model.context
+        width = int(context.shape[-1])
         return {
             "prediction": self.model.prediction,
             "context_dim": width,
@@ -97,7 +108,8 @@ class PriorTask:
         """It follows from the config and the UNet."""
 
     def sample(self, batch: Mapping[str, Tensor]) -> Tensor:
-        z = self.aligned(batch, batch["fidelity"].new_full((len(batch["lq"]),), 0.5))
+        usual = batch["fidelity"].new_full((len(batch["lq"]),), self.config.data.fidelity)
+        z = self.aligned(self.vae.encode(batch["lq"]), batch, usual)
         return self.vae.decode(self.model(z))
 
 

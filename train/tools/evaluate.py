@@ -32,7 +32,7 @@ from train.config import Config
 from train.data.faces import SUFFIXES, Picture, load_picture, open_faces, to_tensor
 from train.engine.checkpoints import open_checkpoint
 from train.engine.journal import grid
-from train.engine.parts import adapter_from, averaged, lora_prior, new_prior, vae_of
+from train.engine.parts import adapter_from, averaged, lora_prior, rebuilt, vae_of
 from train.judges.niqe import Niqe
 
 log = logging.getLogger("train.evaluate")
@@ -99,8 +99,7 @@ def open_restorer(conf: Config, where: Path, stage: str, fidelity: float, device
             prior = lora_prior(replace(own, models=conf.models), device)
             prior.load_state_dict(weights, strict=False)
         else:
-            prior = new_prior(own, weights["stem.weight"].shape[1]).to(device)
-            prior.load_state_dict(weights, strict=True)
+            prior = rebuilt(state, own, "prior").to(device)
         prior.eval()
 
     @torch.no_grad()

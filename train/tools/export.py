@@ -24,12 +24,11 @@ from torch import Tensor
 
 from lafr_core.errors import LafrError
 from lafr_core.latent.lora import peft_to_kohya
-from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.sd_prior import CONTEXT_FILE
 from lafr_core.store import checkpoint
 from train.config import Config
 from train.engine import checkpoints
-from train.engine.parts import averaged, new_adapter, new_prior
+from train.engine.parts import averaged, rebuilt
 
 log = logging.getLogger("train.export")
 BASES = {768: "sd_v1", 1024: "sd_v2"}
@@ -51,19 +50,15 @@ def export(where: Path, stage: str, out: Path) -> list[Path]:
 
 
 def export_adapter(file: Path, config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> Path:
-    """The adapter as lafr_core.latent.adapter opens it."""
-    weights = averaged(state)
-    network = new_adapter(config, weights["extractor.stem.weight"].shape[1])
-    network.load_state_dict(weights, strict=True)
+    """The adapter as lafr_core.latent.adapter opens it, with the architecture that the checkpoint carries."""
+    network: Any = rebuilt(state, config, "adapter")
     checkpoint.save(file, "adapter", network, network.config, notes)
     return file
 
 
 def export_prior(file: Path, config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> Path:
-    """The starter prior as lafr_core.latent.prior opens it."""
-    weights = averaged(state)
-    network: PriorNet = new_prior(config, weights["stem.weight"].shape[1])
-    network.load_state_dict(weights, strict=True)
+    """The starter prior as lafr_core.latent.prior opens it, likewise."""
+    network: Any = rebuilt(state, config, "prior")
     checkpoint.save(file, "prior", network, network.config, notes)
     return file
 
@@ -131,7 +126,7 @@ def notes_of(path: Path, config: Config) -> dict[str, str]:
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m train export", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder, stage folder or one step_… folder")
-    parser.add_argument("--stage", choices=("codebook", "adapter", "prior"), required=True)
+    parser.add_argument("--stage", choices=("codebook", "adapter", "prior", "critic"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     args = parser.parse_args(given)
     try:

@@ -1,0 +1,279 @@
+"""Stored pairs, and every stage that learns from them: what is stored, what a batch holds, and exact resumes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kill_test import same
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from train_tiny import settings
+
+from lafr_core.errors import InputError, LafrError
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.networks.prior import PriorNet
+from lafr_core.latent.networks.vae import StarterVaeNet
+from lafr_core.store import checkpoint
+from train import config
+from train.data import pairs, windows
+from train.data.faces import Picture, find_pictures
+from train.engine import checkpoints, parts, run
+from train.judges import shown
+from train.judges.losses import Critics
+from train.tasks import adapter, codebook, critic, diffusion, families, prior, thumbnail, vae
+
+STAGES = ("vae", "thumbnail", "codebook", "adapter", "prior", "critic", "diffusion", "families")
+
+
+def stored(folder: Path, out: str = "run", **overrides: object) -> config.Config:
+    """A run of four steps on pairs of eight drawn faces of 64 pixels."""
+    values = {
+        "data.pairs": folder / "pairs", "data.severity": "mix", "pairs.shard": 3, "pairs.versions": 2, "pairs.precision": "no",
+        **{f"{stage}.steps": 4 for stage in STAGES},
+        **{f"{stage}.batch": 2 for stage in ("vae", "thumbnail", "critic", "diffusion", "families")},
+        "codebook.kmeans_at": [0, 2], "log.save_every": 2, "log.every": 1, **overrides,
+    }  # fmt: skip
+    return settings(folder, out, **values)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pairs that keep everything: clean and degraded pixels, the second latents, aligned ones."""
+    folder = tmp_path_factory.mktemp("stored")
+    small = AdapterNet(width=8, coarse=16, deep=16, code_width=16, entries=16, depth=1, grid=8)
+    nn.init.normal_(small.mapping.correction.weight, std=0.1)
+    checkpoint.save(folder / "adapter.safetensors", "adapter", small, small.config)
+    conf = stored(folder, **{"pairs.degraded": True, "models.adapter": folder / "adapter.safetensors", "pairs.aligned": True})
+    pairs.run(conf)
+    whole = folder / "pairs"
+    for file in whole.glob("*.safetensors"):  # the starter's latents, without running the real one: the same in its place
+        shard = load_file(str(file))
+        save_file({**shard, "y_hq": shard["z_hq"].clone(), "y_lq": shard["z_lq"].clone()}, str(file))
+    return folder
+
+
+def test_shards_are_resumed_shared_between_processes_and_refuse_other_settings(made: Path, tmp_path: Path) -> None:
+    conf = stored(made, **{"data.pairs": tmp_path / "two", "pairs.rounds": 2})
+    pictures = find_pictures("drawn:8")
+    encode: Callable[[Tensor], Tensor] = lambda x: nn.functional.avg_pool2d(x, 8)
+    calls: list[int] = []
+
+    def maker() -> pairs.Maker:
+        calls.append(1)
+        return pairs.Maker(conf, encode)
+
+    for rank in (1, 0):
+        pairs.make(conf, maker, pictures, rank, 2)
+    files = sorted((tmp_path / "two").glob("*.safetensors"))
+    assert [len(load_file(str(f))["z_hq"]) for f in files] == [3, 3, 2, 3, 3, 2]
+    kept, before = files[1].stat().st_mtime_ns, load_file(str(files[4]))
+    files[4].unlink()
+    pairs.make(conf, maker, pictures)
+    assert files[1].stat().st_mtime_ns == kept and len(calls) == 3
+    assert all(torch.equal(value, before[name]) for name, value in load_file(str(files[4])).items())  # the same draws
+    pairs.make(conf, pytest.fail, pictures)  # all there: no network is opened
+    with pytest.raises(InputError, match="holds pairs whose severity is 'mix', this run's is 'mild'"):
+        pairs.make(replace(conf, data=replace(conf.data, severity="mild")), maker, pictures)
+
+
+def test_a_row_is_what_its_pixels_say(made: Path) -> None:
+    conf = stored(made, **{"pairs.degraded": True, "pairs.window": 32, "data.size": 64})
+    encode: Callable[[Tensor], Tensor] = lambda x: nn.functional.avg_pool2d(x, 8)
+    maker = pairs.Maker(conf, encode, beside=lambda x: -encode(x), align=lambda z, f: z + f)
+    row = maker.row(Picture("drawn 3", number=3), [5, 0, 3])
+    again = maker.row(Picture("drawn 3", number=3), [5, 0, 3])
+    assert all(torch.equal(row[name], again[name]) for name in row)
+    assert row["sharp"].shape == (3, 32, 32) and row["spoilt"].shape == (2, 3, 32, 32) and row["corner"].max() <= 1
+    assert torch.allclose(encode(row["sharp"][None].float() / 255)[0], row["z_hq"].float(), atol=4e-3)
+    assert torch.allclose(encode(row["spoilt"].float() / 255), row["z_lq"].float(), atol=4e-3)
+    assert torch.equal(row["y_lq"], -row["z_lq"]) and not torch.equal(row["z_lq"][0], row["z_lq"][1])
+    wanted = row["z_lq"].float() + row["fidelity"].view(-1, 1, 1, 1)
+    assert torch.allclose(row["z_al"].float(), wanted, atol=2e-3) and len(row["fidelity"].unique()) == 2
+
+
+def test_samples_are_addressed_by_position_and_windows_lie_where_they_say(made: Path) -> None:
+    conf = stored(made, **{"data.window": 3, "data.windows": 2, "data.around": 5})
+    samples = pairs.StoredPairs(conf.data, seed=4)
+    one, again = samples[7], pairs.StoredPairs(conf.data, seed=4)[7]
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert sorted(int(samples[i]["index"]) for i in range(8)) == list(range(8))  # an epoch sees every row once
+    row = int(one["index"])
+    whole = samples.first.read(row, "sharp").float() / 255
+    for at, window in zip(one["corner"].tolist(), one["sharp"], strict=True):
+        top, left = (v * 8 for v in at)
+        assert torch.equal(window, whole[:, top : top + 24, left : left + 24])
+        assert all(1 <= v <= 4 for v in at)  # one cell is left around it on every side
+    assert 0 <= float(one["fidelity"]) <= 1 and "hq" not in one
+    plain = pairs.StoredPairs(replace(conf.data, window=0, around=0), seed=4)[7]
+    assert torch.equal(plain["hq"], whole) and torch.equal(plain["z_hq"], one["z_hq"])
+
+
+def test_two_folders_mix_by_their_share(made: Path, tmp_path: Path) -> None:
+    save_file(
+        {"z_hq": torch.full((2, 4, 8, 8), 9.0), "z_lq": torch.full((2, 1, 4, 8, 8), 9.0)}, str(tmp_path / "a.safetensors")
+    )
+    data = replace(stored(made).data, second_pairs=str(tmp_path), second_share=0.25)
+    samples = [pairs.StoredPairs(data, 0, pixels=False)[i] for i in range(200)]
+    second = [s for s in samples if int(s["kind"])]
+    assert 30 <= len(second) <= 70 and all(float(s["z_hq"].mean()) == 9 for s in second)
+    assert not any(float(s["z_hq"].mean()) == 9 for s in samples if not int(s["kind"]))
+    with pytest.raises(InputError, match="holds no pixels"):
+        pairs.StoredPairs(data, 0)
+    with pytest.raises(InputError, match=r"expected shards.*python -m train pairs"):
+        pairs.StoredPairs(replace(data, pairs=str(tmp_path / "none")), 0)
+
+
+def test_the_middle_of_a_face_gets_its_share_of_windows() -> None:
+    data = config.Data(window=16, around=32, middle=1.0)
+    drawn = np.asarray([pairs.corner(np.random.default_rng(i), data, 64) for i in range(300)])
+    assert drawn.min(0).tolist() == [14, 13] and drawn.max(0).tolist() == [31, 35]  # the windows' own corners, 8 further in
+    anywhere = np.asarray([pairs.corner(np.random.default_rng(i), replace(data, middle=0.0), 64) for i in range(300)])
+    assert anywhere.min() == 8 and anywhere.max() == 40
+
+
+def test_cut_takes_each_samples_own_window() -> None:
+    z = torch.arange(2 * 36.0).view(2, 1, 6, 6)
+    corner = torch.tensor([[[1, 2], [2, 1]], [[2, 2], [1, 1]]])
+    got = windows.cut(z, corner, 2)
+    assert got.shape == (4, 1, 2, 2) and got[0, 0].tolist() == [[8, 9], [14, 15]] and got[3, 0, 0, 0] == 36 + 7
+    wide = windows.cut(z, corner, 2, around=4)
+    assert wide.shape == (4, 1, 4, 4) and torch.equal(windows.inner(wide, 2), got)
+
+
+def enlarge(latents: Tensor) -> Tensor:
+    """Stands for a decoder: every cell of the first three channels becomes 8x8 pixels."""
+    return latents[:, :3].repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+
+def test_windows_of_two_kinds_are_decoded_each_by_its_own_and_weigh_by_their_number(made: Path) -> None:
+    sizes = {"data.window": 4, "data.second_window": 2, "data.around": 6}
+    conf = stored(made, **{**sizes, "loss.pixel": 1.0, "loss.sharpness": 1.0})
+    z = torch.rand(3, 4, 8, 8)
+    batch = {"kind": torch.tensor([0, 1, 0]), "corner": torch.tensor([[[0, 0]], [[2, 1]], [[4, 4]]])}
+    truth = enlarge(windows.cut(z, batch["corner"], 4)).view(3, 1, 3, 32, 32)
+    batch["sharp"] = truth
+    view = shown.Shown(conf, [enlarge, lambda x: enlarge(x) + 0.3], torch.device("cpu"))
+    terms = view.terms(z, batch, Critics(), z)
+    assert float(terms["pixel"]) == pytest.approx(0.1, abs=1e-5)  # one of three windows is 0.3 off
+    assert float(terms["sharpness"]) == pytest.approx(0, abs=1e-5)  # held to the decoded clean latents, not to the pixels
+    only = shown.Shown(conf, [enlarge, None], torch.device("cpu")).terms(z, batch, Critics(), z)
+    assert float(only["pixel"]) == pytest.approx(0, abs=1e-6)  # a kind that nobody can read is left out
+    around = windows.cut(z, batch["corner"].clamp(1, 3), 4, 6)
+    assert view._window(around, batch).shape[-1] == 4
+    with pytest.raises(InputError, match=r"loss.identity: wants whole faces.*models.thumbnail"):
+        shown.Shown(replace(conf, loss=replace(conf.loss, identity=0.1)), [enlarge], torch.device("cpu"))
+
+
+def tasks(folder: Path) -> dict[str, tuple[Callable[[config.Config], Path], dict[str, object]]]:
+    """Every stage that learns from stored pairs, and what it needs beside the common settings."""
+    around = {"data.window": 2, "data.around": 4, "network.prior_groups": 0, "network.prior_attention": False}
+    given = {"models.adapter": folder / "adapter.safetensors"}
+    view = {
+        "data.window": 4,
+        "data.windows": 2,
+        "loss.relative": 0.5,
+        "loss.ssim": 0.5,
+        "loss.decibel": 0.1,
+        "loss.gradient": 1.0,
+    }
+    return {
+        "vae": (vae.run, {"vae.patch": 6}),
+        "thumbnail": (thumbnail.run, {}),
+        "codebook": (lambda c: run.run(codebook.CodebookTask, c), {}),
+        "adapter": (lambda c: run.run(adapter.AdapterTask, c), {**view, "models.init": folder / "adapter.safetensors"}),
+        "prior": (lambda c: run.run(prior.PriorTask, c), {**around, **given, "loss.sharpness": 0.3}),
+        "critic": (critic.run, {**around, **given, "critic.features": "random", "critic.identity": 0.0, "critic.beta1": 0.5}),
+        "diffusion": (diffusion.run, {"diffusion.channels": [32, 32], "diffusion.layers": 1}),
+        "families": (
+            families.run,
+            {"families.colour": 0, "families.donor": folder / "adapter.safetensors", "network.code_width": 16},
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_learns_from_stored_pairs_and_resumes_to_the_same_bits(made: Path, tmp_path: Path, stage: str) -> None:
+    if stage == "diffusion":
+        pytest.importorskip("diffusers")
+    start, needs = tasks(made)[stage]
+    conf = stored(made, **{**needs, "log.out": tmp_path / "run", "log.keep": 9})
+    start(conf)
+    out = tmp_path / "run" / stage
+    whole = checkpoints.load_state(out / "step_00000004")
+    before = checkpoints.load_state(out / "step_00000002")
+    assert same(whole["weights"], before["weights"])  # it learned something between the two
+    (out / "step_00000004").rename(tmp_path / "whole")
+    start(conf)
+    assert same(whole, checkpoints.load_state(out / "step_00000004")) == []
+    with (out / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+
+
+LEFT = (("vae", "vae", StarterVaeNet), ("critic", "prior", PriorNet), ("families", "adapter", AdapterNet))
+
+
+def test_files_that_stages_leave_open_again(made: Path, tmp_path: Path) -> None:
+    for stage, kind, network in (
+        ("vae", "vae", StarterVaeNet),
+        ("critic", "prior", PriorNet),
+        ("families", "adapter", AdapterNet),
+    ):
+        start, needs = tasks(made)[stage]
+        path = start(stored(made, **{**needs, "log.out": tmp_path / stage, f"{stage}.steps": 1}))
+        opened = checkpoint.open_network(path, kind, network)  # type: ignore[type-var]
+        weights = parts.averaged(checkpoints.load_state(checkpoints.newest(path.parent) or path))
+        name, value = next(iter(opened.state_dict().items()))
+        assert torch.allclose(value, weights.get(name, weights.get(f"network.{name}")), atol=1e-3)
+
+
+def test_a_finished_adapter_is_fine_tuned_and_carries_its_own_architecture(made: Path, tmp_path: Path) -> None:
+    """Its sizes are not the config's: the checkpoint says how it is built, and it grows where the config asks for more."""
+    from train.tools.export import export
+
+    odd = AdapterNet(width=16, coarse=16, deep=16, code_width=8, entries=9, depth=1, grid=8)
+    checkpoint.save(tmp_path / "odd.safetensors", "adapter", odd, odd.config)
+    more = {"models.init": tmp_path / "odd.safetensors", "network.depth": 2, "loss.pixel": 0}
+    conf = stored(made, **{**more, "log.out": tmp_path / "run"})
+    run.run(adapter.AdapterTask, conf)
+    (file,) = export(tmp_path / "run", "adapter", tmp_path)
+    opened = checkpoint.open_network(file, "adapter", AdapterNet)
+    assert opened.config == {**odd.config, "depth": 2}
+    assert torch.allclose(opened.codebook.codes.weight, odd.codebook.codes.weight, atol=1e-3)  # fine-tuning leaves the codes
+    assert not torch.allclose(opened.extractor.stem.weight, odd.extractor.stem.weight, atol=1e-6)
+
+
+def test_other_models_processes_and_precision_are_refused_by_name(made: Path, tmp_path: Path) -> None:
+    _, needs = tasks(made)["adapter"]
+    conf = stored(made, **{**needs, "log.out": tmp_path / "run"})
+    run.run(adapter.AdapterTask, conf)
+    network = AdapterNet(width=8, coarse=16, deep=16, code_width=16, entries=16, depth=1, grid=8)
+    checkpoint.save(tmp_path / "other.safetensors", "adapter", network, network.config)
+    other = replace(conf, models=replace(conf.models, init=str(tmp_path / "other.safetensors")))
+    with pytest.raises(LafrError, match=r"this run's models differs from the checkpoint's \(init:"):
+        run.run(adapter.AdapterTask, other)
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes((made / "adapter.safetensors").read_bytes())
+    run.run(
+        adapter.AdapterTask, replace(conf, models=replace(conf.models, init=str(moved)))
+    )  # the same file elsewhere is the same
+    half = replace(conf, adapter=replace(conf.adapter, precision="bf16"))
+    assert checkpoints.fingerprint("adapter", half, "") != checkpoints.fingerprint("adapter", conf, "")
+    one, two = (checkpoints.fingerprint("adapter", conf, "", n) for n in (1, 2))
+    assert [key for key in one if one[key] != two[key]] == ["processes"]
+
+
+def test_loaded_state_lies_where_the_model_does(made: Path) -> None:
+    """A checkpoint is read on the CPU; what a stage takes from it follows its own device (here ``meta``, for want of a GPU)."""
+    from train.tasks.codebook_learning import CodebookLearner
+
+    book = AdapterNet(width=8, coarse=16, deep=16, code_width=4, entries=6, depth=1, grid=8).codebook
+    here = CodebookLearner(book, torch.Generator())
+    there = CodebookLearner(book.to("meta"), torch.Generator())
+    there.load_state_dict(here.state_dict())
+    assert {there.counts.device.type, there.sums.device.type} == {"meta"}

@@ -31,7 +31,7 @@ class Page:
         mine = self.count
         await self.socket.send_json({"id": mine, "method": method, "params": parameters})
         while True:
-            answer = json.loads((await self.socket.receive(timeout=180)).data)
+            answer = json.loads((await self.socket.receive(timeout=600)).data)
             if answer.get("id") == mine:
                 return answer.get("result", answer)
 
@@ -41,7 +41,7 @@ class Page:
             raise AssertionError(answer["exceptionDetails"].get("exception", {}).get("description", "error in the page"))
         return answer["result"].get("value")
 
-    async def until(self, expression: str, seconds: float = 180) -> None:
+    async def until(self, expression: str, seconds: float = 600) -> None:
         for _ in range(int(seconds * 2)):
             if await self.run(expression):
                 return
@@ -101,7 +101,7 @@ async def page(address: str, profile: Path) -> AsyncIterator[Page]:
 async def _tab(session: Any, port: int) -> str:
     import aiohttp
 
-    for _ in range(240):
+    for _ in range(1200):
         try:
             async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
                 tabs = [one for one in await answer.json() if one["type"] == "page"]

@@ -157,6 +157,19 @@ def test_locales_name_everything(schemas: dict[str, Any], language: str) -> None
                 assert texts[node_id]["inputs"][one.id]["tooltip"] == one.kwargs["tooltip"], (node_id, one.id)
 
 
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_further_locales_name_what_there_is(schemas: dict[str, Any], language: str) -> None:
+    """What they lack the frontend shows in English; a text for an input that is no more would be a mistake."""
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert set(texts) <= set(IDS) and len(texts) >= 12
+    for node_id, entry in texts.items():
+        assert entry["display_name"] and entry["description"]
+        assert set(entry.get("inputs", {})) <= {one.id for one in schemas[node_id].inputs}, node_id
+        assert set(entry["outputs"]) <= {str(number) for number in range(len(schemas[node_id].outputs))}, node_id
+        for text in [*entry.get("inputs", {}).values(), *entry["outputs"].values()]:
+            assert text["name"] and text["tooltip"]
+
+
 @pytest.mark.parametrize("node_id", sorted(IDS))
 def test_help_pages_explain_every_input_and_output(schemas: dict[str, Any], node_id: str) -> None:
     page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """How much better does the picture get? The starter pack judged on faces it never saw.
 
-    python benchmarks/quality.py --data ../shared/data/faces [--landmarks ../shared/weights] [--json out.json] [--sheet out.png]
+    python -m benchmarks.quality --data ../shared/data/faces [--landmarks ../shared/weights] [--json out.json] [--sheet out.png]
+    python -m benchmarks.quality --rival-prior GENERATION3.safetensors --rival-detail 1 --ages ../shared/data/faces_london
 
 Every validation face is degraded with a fixed seed at three severities, restored, and compared with its original.
 Rows: the degraded input, its round trip through the VAE, the adapter alone, the full pipeline, and the original's own round
@@ -10,7 +11,9 @@ Identity is the cosine of dlib's face descriptors after the mean descriptor of 4
 vectors all point roughly one way, so that without this strangers score far above 0. No part of LAFR is trained against it.
 The landmark error is the mean distance between the five points RetinaFace-mobile0.25 finds on the picture and on the
 original, as a share of the eye distance; pictures on which it finds no face count as misses. Sharpness is the gradient
-energy relative to the original's round trip.
+energy relative to the original's round trip. Perceptual is the distance to the original in HED's VGG16; the distributions
+are kernel distances of all results to all originals; years is how much older the result looks than its original, for faces
+whose original looks under 35 (benchmarks/judges.py). A rival is another prior behind the same adapter, in the same run.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +34,24 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.judges import Age, Lite0, VggDistance, kernel_distance, labelled_ages
 from lafr_core.faces.color import match_color
+from lafr_core.faces.identity import open_embedder
 from lafr_core.images.degrade import degrade
 from lafr_core.images.metrics import psnr, ssim
 from lafr_core.latent.adapter import open_adapter
 from lafr_core.latent.prior import open_prior
 from lafr_core.latent.vae import open_vae
 from lafr_core.settings import RestoreSettings
-from lafr_core.types import Aligner, Prior, Vae
+from lafr_core.types import Aligner, Embedder, Prior, Vae
 from train.data.photos import aligned_crop, load_pixels, read_split
 from train.judges.losses import edge_energy
 
 SEVERITIES = ("mild", "medium", "severe")
-VARIANTS = ("LQ input", "round trip of LQ", "adapter only", "full pipeline", "round trip of HQ")
-METRICS = ("psnr", "ssim", "identity", "landmarks", "latent", "sharpness")
+VARIANTS = ("LQ input", "round trip of LQ", "adapter only", "rival", "full pipeline", "round trip of HQ")
+METRICS = ("psnr", "ssim", "identity", "landmarks", "latent", "sharpness", "perceptual", "years")
+YOUNG = 35
+"""Faces whose original looks younger than this are watched for ageing."""
 SEED = 20251
 
 
@@ -131,31 +138,71 @@ def gradient_energy(image: Tensor) -> float:
     return float(edge_energy(image[..., 96:416, 96:416]))
 
 
+@dataclass(frozen=True)
+class Nets:
+    """What is judged: the starter's networks, and a rival prior with its share of detail."""
+
+    vae: Vae
+    adapter: Aligner
+    prior: Prior
+    rival: Prior | None = None
+    rival_detail: float = 1.0
+
+
+@dataclass
+class Judges:
+    """Who judges; None = not available. ``seen`` collects features: (judge, variant or "original") -> one row a face."""
+
+    identity: DlibIdentity | None = None
+    landmarker: Landmarker | None = None
+    vgg: VggDistance | None = None
+    lite0: Lite0 | None = None
+    embedder: Embedder | None = None
+    age: Age | None = None
+    seen: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=dict)
+
+    def remember(self, variant: str, picture: Tensor) -> np.ndarray | None:
+        """Note the picture's features for the distributions; returns Lite0's."""
+        if self.embedder is not None:
+            row = self.embedder(picture.clamp(0, 1))[0].double().numpy()
+            self.seen.setdefault(("embedder", variant), []).append(row * len(row) ** 0.5)
+        if self.lite0 is None:
+            return None
+        features = self.lite0(picture)
+        self.seen.setdefault(("Lite0", variant), []).append(features)
+        return features
+
+
 @torch.no_grad()
-def variants(
-    case: Case, vae: Vae, adapter: Aligner, prior: Prior, settings: RestoreSettings
-) -> dict[str, tuple[Tensor, Tensor]]:
+def variants(case: Case, nets: Nets, settings: RestoreSettings) -> dict[str, tuple[Tensor, Tensor]]:
     """Variant -> (picture, its latents)."""
+    vae = nets.vae
     z_lq, z_hq = vae.encode(case.low), vae.encode(case.sharp)
-    z_al = adapter(z_lq, settings.fidelity).latents
-    z = torch.lerp(z_al, prior(z_al), settings.detail)
+    z_al = nets.adapter(z_lq, settings.fidelity).latents
+    z = torch.lerp(z_al, nets.prior(z_al), settings.detail)
 
     def finished(latents: Tensor) -> Tensor:
         return match_color(vae.decode(latents), case.low, settings.color)
 
-    return {
+    made = {
         "LQ input": (case.low, z_lq),
         "round trip of LQ": (vae.decode(z_lq), z_lq),
         "adapter only": (finished(z_al), z_al),
-        "full pipeline": (finished(z), z),
-        "round trip of HQ": (vae.decode(z_hq), z_hq),
     }
+    if nets.rival is not None:
+        z_rival = torch.lerp(z_al, nets.rival(z_al), nets.rival_detail)
+        made["rival"] = (finished(z_rival), z_rival)
+    return made | {"full pipeline": (finished(z), z), "round trip of HQ": (vae.decode(z_hq), z_hq)}
 
 
-def measure(
-    case: Case, pictures: dict[str, tuple[Tensor, Tensor]], identity: DlibIdentity | None, landmarker: Landmarker | None
-) -> dict[str, dict[str, float]]:
+@torch.no_grad()
+def measure(case: Case, pictures: dict[str, tuple[Tensor, Tensor]], judges: Judges) -> dict[str, dict[str, float]]:
     """Variant -> metric -> value (NaN where it could not be measured)."""
+    identity, landmarker = judges.identity, judges.landmarker
+    nothing = float("nan")
+    truth = judges.vgg.features(case.sharp) if judges.vgg is not None else None
+    original = judges.remember("original", case.sharp)
+    old = judges.age(original) if judges.age is not None and original is not None else nothing
     z_hq = pictures["round trip of HQ"][1]
     ceiling = gradient_energy(pictures["round trip of HQ"][0])
     frame = identity.frame(case.sharp) if identity else None
@@ -174,7 +221,16 @@ def measure(
             "landmarks": error,
             "latent": float((latents - z_hq).abs().mean()),
             "sharpness": gradient_energy(image) / ceiling,
+            "perceptual": nothing,
+            "years": nothing,
         }
+        if name == "round trip of LQ":
+            continue
+        if judges.vgg is not None and truth is not None:
+            rows[name]["perceptual"] = judges.vgg(judges.vgg.features(image), truth)
+        features = judges.remember(name, image)
+        if judges.age is not None and features is not None and old < YOUNG:
+            rows[name]["years"] = judges.age(features) - old
     return rows
 
 
@@ -189,16 +245,17 @@ def summarise(values: list[float]) -> tuple[float, float, int]:
 
 def table(severity: str, rows: list[dict[str, dict[str, float]]]) -> tuple[str, dict[str, dict[str, tuple[float, float, int]]]]:
     """A Markdown table and the same numbers as data."""
-    data = {v: {m: summarise([row[v][m] for row in rows]) for m in METRICS} for v in VARIANTS}
+    present = [v for v in VARIANTS if v in rows[0]]
+    data = {v: {m: summarise([row[v][m] for row in rows]) for m in METRICS} for v in present}
     lines = [
         f"### {severity} ({len(rows)} faces)",
         "",
-        "| | PSNR dB | SSIM | identity | landmark error % | latent L1 | sharpness |",
-        "|---|---|---|---|---|---|---|",
+        "| | PSNR dB | SSIM | identity | landmark error % | latent L1 | sharpness | perceptual | years |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for variant in VARIANTS:
+    for variant in present:
         cells = []
-        for metric, digits, unit in zip(METRICS, (2, 3, 3, 2, 3, 2), (1, 1, 1, 100, 1, 1), strict=True):
+        for metric, digits, unit in zip(METRICS, (2, 3, 3, 2, 3, 2, 4, 1), (1, 1, 1, 100, 1, 1, 1, 1), strict=True):
             mean, half, missing = data[variant][metric]
             text = f"{mean * unit:.{digits}f} ± {half * unit:.{digits}f}" if np.isfinite(mean) else "not available"
             cells.append(text + (f" ({missing} missed)" if metric == "landmarks" and missing and np.isfinite(mean) else ""))
@@ -243,6 +300,21 @@ def groups(faces: dict[str, list[tuple[Case, dict[str, dict[str, float]]]]]) -> 
     return "\n".join(lines) + "\n"
 
 
+def distributions(seen: dict[tuple[str, str], list[np.ndarray]]) -> str:
+    """Kernel distances (times 1000) of every variant's features to the originals'."""
+    lines = ["| distribution | " + " | ".join(v for v in VARIANTS if v != "round trip of LQ") + " |"]
+    lines.append("|---" * (len(VARIANTS)) + "|")
+    for judge in sorted({judge for judge, _ in seen}):
+        truth = np.stack(seen[judge, "original"])
+        cells = []
+        for variant in VARIANTS:
+            rows = seen.get((judge, variant))
+            if variant != "round trip of LQ":
+                cells.append("-" if rows is None or len(rows) < 2 else f"{kernel_distance(np.stack(rows), truth):.2f}")
+        lines.append(f"| {judge} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def sheet(pictures: list[tuple[Tensor, ...]], path: Path, crop: int, columns: int) -> None:
     """Each face's pictures side by side (input, adapter only, full pipeline, original), the middle ``crop`` pixels at 100 %."""
     edge = (512 - crop) // 2
@@ -251,6 +323,29 @@ def sheet(pictures: list[tuple[Tensor, ...]], path: Path, crop: int, columns: in
     strips += [np.full_like(strips[0], 255)] * (-len(strips) % columns)
     rows = [np.concatenate(strips[i : i + columns], axis=1) for i in range(0, len(strips), columns)]
     Image.fromarray(np.concatenate(rows, axis=0)).save(path, **({"quality": 82} if path.suffix == ".jpg" else {}))
+
+
+def fitted_age(lite0: Lite0, folder: Path) -> Age:
+    """The age judge fitted on ``folder``'s training people; its error on validation people is printed."""
+    photos = {photo.path.name: photo for split in ("train", "val") for photo in read_split(folder, split)}
+
+    def features(split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        rows = labelled_ages(folder, split)
+        crops = [aligned_crop(load_pixels(photos[path.name]), photos[path.name].matrix)[None] for path, _, _ in rows]
+        return (
+            np.stack([lite0(crop) for crop in crops]),
+            np.asarray([age for _, age, _ in rows]),
+            [who for _, _, who in rows],
+        )
+
+    known, ages, people = features("train")
+    judge = Age(known, ages, people)
+    unseen, truth, _ = features("val")
+    error = float(np.mean([abs(judge(row) - age) for row, age in zip(unseen, truth, strict=True)]))
+    print(
+        f"age judge: {len(ages)} pictures, mean error {judge.error:.1f} years left-one-person-out, {error:.1f} on validation\n"
+    )
+    return judge
 
 
 def optional(what: str, make: Callable[[], Any]) -> Any:
@@ -271,6 +366,12 @@ def main() -> None:
     parser.add_argument("--vae", type=Path)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--prior", type=Path)
+    parser.add_argument("--rival-prior", type=Path, help="another prior, judged beside it")
+    parser.add_argument("--rival-detail", type=float, default=1.0)
+    parser.add_argument(
+        "--ages", type=Path, default=Path("../shared/data/faces_london"), help="folder whose faces.csv gives ages"
+    )
+    parser.add_argument("--detail", type=float, default=RestoreSettings().detail)
     parser.add_argument("--fidelity", type=float, default=RestoreSettings().fidelity)
     parser.add_argument("--count", type=int, default=0, help="faces a severity; 0 = all")
     parser.add_argument("--severity", choices=SEVERITIES, nargs="+", default=list(SEVERITIES))
@@ -281,21 +382,32 @@ def main() -> None:
     parser.add_argument("--sheet-group", default="", help="only faces of groups that start so; portrait = the CC0 ones")
     args = parser.parse_args()
 
-    vae, adapter, prior = open_vae(args.vae), open_adapter(args.adapter), open_prior(args.prior)
-    settings = RestoreSettings(fidelity=args.fidelity)
-    identity = optional("identity", lambda: DlibIdentity(args.data))
-    landmarker = optional("landmark error", lambda: Landmarker(args.landmarks))
+    rival = open_prior(args.rival_prior) if args.rival_prior is not None else None
+    nets = Nets(open_vae(args.vae), open_adapter(args.adapter), open_prior(args.prior), rival, args.rival_detail)
+    settings = RestoreSettings(fidelity=args.fidelity, detail=args.detail)
+    judges = Judges(
+        identity=optional("identity", lambda: DlibIdentity(args.data)),
+        landmarker=optional("landmark error", lambda: Landmarker(args.landmarks)),
+        vgg=optional("perceptual distance", VggDistance),
+        lite0=optional("Lite0", Lite0),
+        embedder=open_embedder(None, "cpu"),
+    )
+    if judges.lite0 is not None and (args.ages / "faces.csv").is_file():
+        judges.age = fitted_age(judges.lite0, args.ages)
     data, faces = {}, {}
     for severity in args.severity:
         rows, pictures = [], []
+        judges.seen = {}
         for case in cases(args.data, severity, args.count):
-            made = variants(case, vae, adapter, prior, settings)
-            rows.append(measure(case, made, identity, landmarker))
+            made = variants(case, nets, settings)
+            rows.append(measure(case, made, judges))
             faces.setdefault(severity, []).append((case, rows[-1]))
             if args.sheet and case.group.startswith(args.sheet_group):
-                pictures.append((*(made[name][0] for name in ("LQ input", "adapter only", "full pipeline")), case.sharp))
+                shown = ("LQ input", "rival" if rival else "adapter only", "full pipeline")
+                pictures.append((*(made[name][0] for name in shown), case.sharp))
         text, data[severity] = table(severity, rows)
         print(text, flush=True)
+        print(distributions(judges.seen), flush=True)
         if args.sheet:
             file = args.sheet.with_stem(f"{args.sheet.stem}_{severity}")
             sheet(pictures, file, args.sheet_crop, args.sheet_columns)

@@ -13,9 +13,10 @@ from .faces.identity import open_embedder
 from .faces.parser import open_parser
 from .latent.adapter import open_adapter
 from .latent.prior import open_prior
+from .latent.sd_prior import open_sd_finisher
 from .latent.vae import open_vae
 from .settings import RestoreSettings
-from .types import Models
+from .types import Models, Prior
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -42,6 +43,11 @@ def open_models(
     vae: Path | None = None,
     adapter: Path | None = None,
     prior: Path | None = None,
+    checkpoint: Path | None = None,
+    lora: Path | None = None,
+    mode: str = "auto",
+    steps: int | None = None,
+    denoise: float | None = None,
     detector_weights: Path | None = None,
     embedder: Path | None = None,
     folders: Sequence[Path] = (),
@@ -50,6 +56,9 @@ def open_models(
 
     A path of None means the starter's own.
 
+    checkpoint: your own SD 1.x/2.x, a whole .safetensors file or a diffusers pipeline folder. Its VAE is used (unless ``vae``
+    is given), and its UNet is the prior: one step with the LAFR ``lora`` made for it, a few without (``mode``, ``steps``,
+    ``denoise``: :func:`lafr_core.latent.sd_prior.open_sd_finisher`).
     vae: a diffusers folder, a single file or a LAFR vae file; prior: a LAFR prior file or a diffusers UNet folder. The bundled
     adapter is the one for the VAE's latents; the starter prior knows SD 1.x/2.x latents only, so that for others ``prior`` is
     None where no path is given (:func:`prior_note` says so). folders: where a host keeps third-party weights (RetinaFace,
@@ -59,9 +68,14 @@ def open_models(
     """
     settings = settings if settings is not None else RestoreSettings()
     device = choose_device(device) if isinstance(device, str) else device
-    opened_vae = open_vae(vae, device)
+    check_checkpoint(checkpoint, prior, lora, mode, steps, denoise)
+    opened_vae = open_vae(vae or checkpoint, device)
     aligner = open_adapter(adapter, device, latents=opened_vae.spec.name)
-    finisher = open_prior(prior, device) if prior is not None or opened_vae.spec.name == "sd" else None
+    finisher: Prior | None
+    if checkpoint is not None:
+        finisher = open_sd_finisher(checkpoint, lora=lora, mode=mode, steps=steps, denoise=denoise, device=device)
+    else:
+        finisher = open_prior(prior, device) if prior is not None or opened_vae.spec.name == "sd" else None
     for name, part in (("adapter", aligner), ("prior", finisher)):
         if part is not None and part.spec != opened_vae.spec:
             raise CheckpointError(
@@ -77,6 +91,18 @@ def open_models(
         parser=open_parser(None, device, folders) if settings.mask == "parse" else None,
         device=device,
     )
+
+
+def check_checkpoint(
+    checkpoint: Path | None, prior: Path | None, lora: Path | None, mode: str, steps: int | None, denoise: float | None
+) -> None:
+    """Raise InputError where options of a checkpoint are given without one, or a prior beside it."""
+    if checkpoint is not None and prior is not None:
+        raise InputError("prior, checkpoint: the checkpoint's UNet is the prior; give one of the two")
+    given = {"lora": lora, "mode": None if mode == "auto" else mode, "steps": steps, "denoise": denoise}
+    stray = [name for name, value in given.items() if value is not None]
+    if checkpoint is None and stray:
+        raise InputError(f"{stray[0]}: belongs to a Stable Diffusion checkpoint; give --checkpoint with it, or leave it out")
 
 
 def prior_note(models: Models) -> str:

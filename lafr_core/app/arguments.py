@@ -12,6 +12,7 @@ import torch
 
 from ..images import photos
 from ..images.photos import MAX_PIXELS, Photo
+from ..latent.sd_prior import DENOISE, MODES, STEPS
 from ..models import DEVICES, open_models, prior_note
 from ..settings import RestoreSettings, options
 from ..types import Box, Models
@@ -78,8 +79,25 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--adapter", type=Path, metavar="PATH", help="LAFR adapter file for the VAE's latents")
     group.add_argument("--prior", type=Path, metavar="PATH", help="LAFR prior file, or a diffusers UNet folder")
+    add_checkpoint(group)
     group.add_argument("--detector-weights", type=Path, metavar="PATH", help="the detector's weight file")
     group.add_argument("--embedder", type=Path, metavar="PATH", help="LAFR face embedder file, for the identity read-out")
+
+
+def add_checkpoint(group: argparse._ArgumentGroup) -> None:
+    """The user's own Stable Diffusion checkpoint, and how its UNet finishes a face."""
+    group.add_argument(
+        "--checkpoint", type=Path, metavar="PATH", help="your SD 1.5 or 2.1: a .safetensors file or a diffusers pipeline folder"
+    )
+    group.add_argument("--lora", type=Path, metavar="PATH", help="the LAFR LoRA trained for the checkpoint")
+    group.add_argument(
+        "--mode",
+        choices=MODES,
+        default="auto",
+        help="how the checkpoint finishes: one-step needs --lora; auto: one step with a LoRA, a few without",
+    )
+    group.add_argument("--steps", type=int, metavar="N", help=f"few-step mode: UNet evaluations (default: {STEPS})")
+    group.add_argument("--denoise", type=float, metavar="D", help=f"few-step mode: share of the schedule (default: {DENOISE})")
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
@@ -122,6 +140,11 @@ def models_of(args: argparse.Namespace, settings: RestoreSettings, device: torch
         vae=args.vae,
         adapter=args.adapter,
         prior=args.prior,
+        checkpoint=args.checkpoint,
+        lora=args.lora,
+        mode=args.mode,
+        steps=args.steps,
+        denoise=args.denoise,
         detector_weights=args.detector_weights,
         embedder=args.embedder,
     )

@@ -16,7 +16,7 @@ from .journal import digest, sha256
 LARGE = 256 << 20
 """Files of more bytes are told by size and time: reading gigabytes at each start takes longer than it is worth."""
 
-MODELS = ("vae", "adapter", "prior", "detector_weights", "embedder")
+MODELS = ("vae", "adapter", "prior", "checkpoint", "lora", "detector_weights", "embedder")
 """The arguments that name model files."""
 
 
@@ -36,6 +36,9 @@ def models(args: argparse.Namespace, settings: RestoreSettings) -> dict[str, str
     """Each model by its content: the starter's as a whole, the named ones, and the detector that ``auto`` means here."""
     starter = sorted(assets.bundled("vae").parent.glob("*.safetensors"))
     found = {"starter": digest({path.name: content(path) for path in starter})}
+    how = {name: getattr(args, name, None) for name in ("mode", "steps", "denoise")}
+    if getattr(args, "checkpoint", None) is not None:
+        found["finish"] = digest({name: str(value) for name, value in how.items()})
     named = {name: getattr(args, name, None) for name in MODELS}
     found |= {name: content(Path(path)) for name, path in named.items() if path is not None}
     if named["detector_weights"] is None:

@@ -1,4 +1,4 @@
-"""How benchmarks.claims measures: identity by dlib, bootstrap intervals, CPU seconds, bytes of a training step."""
+"""How benchmarks.claims_pilot measures: identity by dlib, bootstrap intervals, CPU seconds, bytes of a training step."""
 
 from __future__ import annotations
 

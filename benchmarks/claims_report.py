@@ -1,4 +1,4 @@
-"""Turns what benchmarks.claims measured into docs/claims.md and docs/claims.png.
+"""Turns what benchmarks.claims_pilot measured into docs/claims.md and docs/claims.png.
 
 Variants that were not run are listed as such. Whatever stands in claims.md from the heading :data:`READING` on was written by
 a person and is kept.
@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.claims import FIDELITIES, FIDELITY, METRICS, RANK
 from benchmarks.claims_measure import interval, relative, time_to
+from benchmarks.claims_pilot import FIDELITIES, FIDELITY, METRICS, RANK
 
 if TYPE_CHECKING:
-    from benchmarks.claims import Budget
+    from benchmarks.claims_pilot import Budget
 
 Result = dict[str, Any]
 READING = "## What to make of it"
@@ -95,11 +95,16 @@ def with_adapter(results: dict[str, Result]) -> list[str]:
         if name in results:
             lines.append(f"- With the adapter against *{LABELS[name]}*: {gains(base, results[name])}.")
     change = {metric: relative(base[metric], plain[metric]) for metric in METRICS}
-    holds = change["identity"][0] >= 12.6 and change["psnr"][1] > 0 and change["ssim"][1] > 0
-    verdict = "holds" if holds else "does not hold"
+    reached = change["identity"][0] >= 12.6 and change["psnr"][1] > 0 and change["ssim"][1] > 0
+    verdict = "reached" if reached else "not reached"
     if "prior_long" in results:
         lines.append(f"- *{LABELS['prior_long']}* against no adapter, same steps: {gains(results['prior_long'], plain)}.")
-    lines += ["", f"The paper's claim (same prior, same steps: identity +12.6 % or more, PSNR and SSIM up) **{verdict}** here."]
+    lines += [
+        "",
+        "The paper's figures (same prior, same steps: identity +12.6 % or more, PSNR and SSIM up) were "
+        f"{verdict} in this pilot. "
+        "**The claim itself was not tested**: the prior is no diffusion model, and nothing was trained to a flat curve.",
+    ]
     return [*lines, ""]
 
 
@@ -118,12 +123,13 @@ def encoder_against_adapter(results: dict[str, Result]) -> list[str]:
     goal = max(min(value for _, value in curve) for curve in curves.values())
     ours, theirs = (time_to(curve, goal) or float("inf") for curve in curves.values())
     share = ours / theirs
-    verdict = "holds" if share <= 0.3 else "does not hold"
+    verdict = "reached" if share <= 0.3 else "not reached"
     lines += [
         "",
         f"To reach an error of {goal:.4f}, which both reach: adapter {ours:.0f} s (of which its codebook stage "
-        f"{curves['adapter'][0][0]:.0f} s), encoder {theirs:.0f} s: {100 * share:.0f} %. The claim (30 % of the time or less) "
-        f"**{verdict}** here.",
+        f"{curves['adapter'][0][0]:.0f} s), encoder {theirs:.0f} s: {100 * share:.0f} %. The paper's "
+        f"figure (30 % of the time or less) was {verdict} in this pilot. **The claim itself was not tested**: the encoder that "
+        "Stable Diffusion has costs some 50 times this one.",
         "The error is the mean L1 between aligned and clean latents of the validation faces; both learn from the latent term "
         "alone. The adapter's latents were stored; encoding a batch afresh in every step would add "
         f"{costs['encoding_seconds']:.2f} s a step. One seed: no interval.",

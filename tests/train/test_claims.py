@@ -1,4 +1,4 @@
-"""What benchmarks.claims measures with, by hand."""
+"""What benchmarks.claims_pilot measures with, by hand."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
     python -m train evaluate --config runs/sd21/prior/step_00020000/config.yaml --checkpoint runs/sd21 [--layout celeba]
 
-Restores every validation face (data.validation of the config: a plain HQ folder with synthetic degradation, or with
-``--layout celeba`` a folder holding ``lq/`` and ``hq/`` with equal file names, as CelebA-Test is handed out) and compares with
-the original. A metric whose weights are not there is printed as not available, with what it needs.
+Restores every validation face as the product restores a crop, at its defaults, and compares with the original. The faces are
+data.validation of the config: a plain HQ folder with synthetic degradation, or with ``--layout celeba`` a folder holding
+``lq/`` and ``hq/`` with equal file names, as CelebA-Test is handed out. A metric whose weights are not there is printed as not
+available, with what it needs.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,7 +27,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lafr_core.errors import InputError, LafrError
+from lafr_core.faces.boxes import five
+from lafr_core.geometry import FFHQ_TEMPLATE
 from lafr_core.images.metrics import psnr, ssim
+from lafr_core.pipeline import restore_crops
+from lafr_core.settings import RestoreSettings
+from lafr_core.types import Face, LatentSpec, Models
 from train import config as configs
 from train.config import Config
 from train.data.faces import SUFFIXES, Picture, load_picture, open_faces, to_tensor
@@ -83,8 +89,27 @@ def pairs(conf: Config, layout: str, limit: int) -> Iterator[Pair]:
         yield Pair(name, lq, hq)
 
 
-def open_restorer(conf: Config, where: Path, stage: str, fidelity: float, device: torch.device) -> Restore:
-    """Pictures (B, 3, S, S) -> restored pictures, by the stages up to ``stage``; averaged weights."""
+class Aligned(NamedTuple):
+    """What the pipeline asks of an aligner's answer."""
+
+    latents: Tensor
+
+
+class TrainedAligner:
+    """A trained adapter network behind the pipeline's aligner."""
+
+    def __init__(self, network: nn.Module, spec: LatentSpec) -> None:
+        self.network, self.spec = network, spec
+
+    def __call__(self, latents: Tensor, fidelity: float) -> Aligned:
+        return Aligned(self.network(latents, latents.new_full((len(latents), 1, 1, 1), fidelity)).latents)
+
+
+def open_restorer(conf: Config, where: Path, stage: str, settings: RestoreSettings, device: torch.device) -> Restore:
+    """Pictures (B, 3, S, S) -> restored pictures as the product restores its crops, by the stages up to ``stage``.
+
+    Averaged weights; colour, grain and detail as ``settings`` say, so that the numbers are those a user would see.
+    """
     vae = vae_of(conf, device)
     adapter = None
     if stage == "adapter":
@@ -92,24 +117,33 @@ def open_restorer(conf: Config, where: Path, stage: str, fidelity: float, device
     elif conf.models.adapter != "none":
         adapter = adapter_from(conf.models.adapter or where).to(device)
     prior: nn.Module | None = None
-    if stage == "prior":
-        _, own, state = open_checkpoint(where, "prior")
-        weights = averaged(state)
+    if stage in ("prior", "critic"):
+        _, own, state = open_checkpoint(where, stage)
         if "context" in state["task"]:
             prior = lora_prior(replace(own, models=conf.models), device)
-            prior.load_state_dict(weights, strict=False)
+            prior.load_state_dict(averaged(state), strict=False)
         else:
             prior = rebuilt(state, own, "prior").to(device)
         prior.eval()
+    aligner = None if adapter is None else TrainedAligner(adapter, vae.spec)
+    models = Models(detector=cast(Any, None), vae=vae, aligner=cast(Any, aligner), prior=cast(Any, prior), device=device)
 
     @torch.no_grad()
     def restore(pictures: Tensor) -> Tensor:
-        z = vae.encode(pictures.to(device))
-        if adapter is not None:
-            z = adapter(z, z.new_full((len(z), 1, 1, 1), fidelity)).latents
-        return vae.decode(z if prior is None else prior(z)).cpu()
+        side = float(pictures.shape[-1])
+        face = Face((0.0, 0.0, side, side), five(FFHQ_TEMPLATE), 1.0)
+        return restore_crops(pictures, [face] * len(pictures), models, settings)[0].cpu()
 
     return restore
+
+
+def plain(value: Any) -> Any:
+    """The same nested value with what JSON cannot say (NaN, infinities) as None."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_metrics(weights: Path | None, identity: str) -> list[Metric]:
@@ -266,10 +300,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m train evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, required=True, help="config.yaml of the run (data.validation, models)")
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder")
-    parser.add_argument("--stage", choices=("adapter", "prior"), default="prior")
+    parser.add_argument("--stage", choices=("adapter", "prior", "critic"), default="prior")
     parser.add_argument("--validation", help="another validation folder than the config's")
     parser.add_argument("--layout", choices=("folder", "celeba"), default="folder")
-    parser.add_argument("--fidelity", type=float, default=0.5)
+    parser.add_argument("--fidelity", type=float, default=RestoreSettings().fidelity, help="default: the product's")
+    parser.add_argument("--detail", type=float, default=RestoreSettings().detail, help="default: the product's")
     parser.add_argument("--limit", type=int, default=0, help="first N faces only; 0 = all")
     parser.add_argument("--weights", type=Path, help="folder with the metrics' weights")
     parser.add_argument("--identity", default="dlib")
@@ -282,7 +317,8 @@ def main(given: Sequence[str] | None = None) -> None:
         conf = configs.from_mapping(configs.read_yaml(args.config))
         if args.validation:
             conf = replace(conf, data=replace(conf.data, validation=args.validation))
-        restore = open_restorer(conf, args.checkpoint, args.stage, args.fidelity, torch.device(args.device))
+        settings = RestoreSettings(fidelity=args.fidelity, detail=args.detail)
+        restore = open_restorer(conf, args.checkpoint, args.stage, settings, torch.device(args.device))
         metrics = open_metrics(args.weights, args.identity)
         values, rows = evaluate(restore, pairs(conf, args.layout, args.limit), metrics, args.save)
     except LafrError as error:
@@ -294,7 +330,7 @@ def main(given: Sequence[str] | None = None) -> None:
     (out / "evaluation.md").write_text(text, encoding="utf-8")
     means = {kind: {name: summary(column)[0] for name, column in columns.items()} for kind, columns in values.items()}
     missing = {m.name: m.missing for m in metrics if m.measure is None}
-    result = {"means": means, "values": values, "not_available": missing, "stage": args.stage, "fidelity": args.fidelity}
-    (out / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    result = {"means": means, "values": values, "not_available": missing, "stage": args.stage, "settings": asdict(settings)}
+    (out / "evaluation.json").write_text(json.dumps(plain(result), indent=1, allow_nan=False), encoding="utf-8")
     Image.fromarray(grid(rows)).save(out / "evaluation.png")
     print(text)

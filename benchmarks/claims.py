@@ -4,7 +4,7 @@
         --vae ../shared/weights --out runs/claims [--only diffusion …] [--list]
 
 Every job goes through the training engine (``python -m train``), so a killed one goes on to the same bits; a finished one
-leaves ``<job>.json`` and is not repeated. The diffusion prior is trained on portraits that are not FFHQ, then frozen; the VAE is
+leaves ``<job>.json`` and is not repeated. The diffusion prior learns from portraits that are not FFHQ and is frozen; the VAE is
 TAESD's. Claim 1: codebook, adapter and LoRA against the same LoRA on raw latents, each until its validation curve is flat, per
 seed. Claim 2: adapter against encoder at a constant learning rate and the latent term alone, CPU seconds to preset errors.
 Claim 3: claim 1's first arm with fewer faces, and with fewer degraded views of them. Intervals are bootstraps over seeds and

@@ -19,9 +19,9 @@ from lafr_core.latent.vae import open_vae
 TINY = {
     "data.size": 64, "network.grid": 8, "network.width": 8, "network.coarse": 16, "network.deep": 16, "network.code_width": 8,
     "network.entries": 8, "network.depth": 1, "data.workers": 0, "pairs.precision": "no", "pairs.versions": 1,
-    "pairs.rounds": 1, "codebook.steps": 2, "codebook.kmeans_at": [0], "adapter.steps": 2, "prior.steps": 2, "diffusion.steps": 2,
+    "pairs.rounds": 1, "codebook.steps": 2, "codebook.kmeans_at": [0], "adapter.steps": 2, "prior.steps": 2,
     "codebook.batch": 2, "adapter.batch": 2, "prior.batch": 2, "diffusion.batch": 2, "diffusion.channels": [32, 32],
-    "diffusion.layers": 1, "log.validate_every": 1, "log.validation_faces": 1, "codebook.precision": "no",
+    "diffusion.steps": 2, "diffusion.layers": 1, "log.validate_every": 1, "log.validation_faces": 1, "codebook.precision": "no",
     "adapter.precision": "no", "prior.precision": "no", "diffusion.precision": "no", "log.best": "psnr",
 }  # fmt: skip
 

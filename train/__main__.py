@@ -37,6 +37,7 @@ STAGES = {
     "closeup": Stage("tasks.closeup", "the starter detector's second look"),
     "landmarks": Stage("tasks.landmarks", "the starter detector's last look"),
     "embedder": Stage("tasks.embedder", "the starter identity embedder"),
+    "trust": Stage("tasks.trust", "how far a restored face can be believed, on faces whose original is known"),
     "evaluate": Stage("tools.evaluate", "metrics of a checkpoint"),
     "export": Stage("tools.export", "a checkpoint -> files that hosts load"),
 }

@@ -1,8 +1,8 @@
 """How like the real person is a restored face? An estimate from what the input can support, and its verdict in words.
 
-What is measured (:func:`features`) needs no original; how it is weighed is a plain polynomial fitted by ``train/trust.py`` on
-faces whose original is known, and kept as a LAFR file of kind ``trust``. The fit belongs to the starter embedder and to
-the starter's adapter and prior; other priors change the result's pixels and are judged by the same rule.
+What is measured (:func:`quality`, :func:`presence`) needs no original. How it is weighed are two plain polynomials fitted by
+``python -m train trust`` on faces whose original is known, kept as a LAFR file of kind ``trust``. The fit belongs to the
+starter's embedder, adapter and prior; what other priors draw is judged by the same rule.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from ..types import Embedder, Face
 
 VERDICTS = ("supported", "partly guessed", "a guess")
 SUPPORTED = 0.75
-"""Trust from which a face is called supported."""
+"""Trust from which a face is called supported: on ``faces/val`` dlib takes every such face for the same person."""
 GUESSED = 0.5
-"""Trust below which a face is called a guess."""
+"""Trust below which a face is called a guess: where two strangers may score as much."""
 
+SURE = 0.8
+"""Chance of a face from which nothing is taken off the estimate: faces are rarely sure to the last tenth."""
 OCTAVES = 5
 """Bands of the picture that are measured: details of 2, 4, ... pixels of a 512 crop."""
 TEMPLATE = 16
 """Side of the mean face in cells."""
-NAMES = (
-    *(f"band {2 * 2**k} px" for k in range(OCTAVES)),
-    *(f"drawn at {2 * 2**k} px" for k in range(OCTAVES)),
-    "noise", "contrast", "change", "steady input", "steady result", "mirrored input", "mirrored result",
-    "face-like input", "face-like result", "moved pixels",
+QUALITY = (
+    *(f"band {2 * 2**k} px" for k in range(OCTAVES)), *(f"drawn at {2 * 2**k} px" for k in range(OCTAVES)),
+    "noise", "contrast", "change", "moved pixels",
 )  # fmt: skip
-"""The features, in the order of their columns."""
+"""What tells how much of the face the input shows and the restoration drew: the columns of :func:`quality`."""
+PRESENCE = (
+    "face-like", "steady", "mirrored", "contrast", *(f"band {2 * 2**k} px" for k in range(2, OCTAVES)),
+)  # fmt: skip
+"""What tells a face from a hand, a wall or mush: the columns of :func:`presence`."""
 
 
 def verdict(trust: float) -> str:
@@ -69,55 +73,74 @@ def said(face: Face) -> str:
     return ", ".join(parts)
 
 
-def features(before: Tensor, after: Tensor, embedder: Embedder, template: Tensor) -> Tensor:
-    """What tells how far the result can be believed: (B, len(NAMES)) float32 on the CPU.
-
-    before, after: input and restored crops (B, 3, 512, 512) in [0, 1]. template: the mean face (TEMPLATE, TEMPLATE).
-    """
+def quality(before: Tensor, after: Tensor, embedder: Embedder) -> Tensor:
+    """(B, len(QUALITY)) float32 on the CPU for input and restored crops (B, 3, 512, 512) in [0, 1]."""
     luma_in, luma_out = luma(before), luma(after)
     bands_in, bands_out = bands(luma_in), bands(luma_out)
-    shape_in, shape_out = cells(luma_in), cells(luma_out)
     with torch.no_grad():
-        first, second = embedder(before), embedder(after)
-        moved_in, moved_out = embedder(_moved(before)), embedder(_moved(after))
-        flipped_in, flipped_out = embedder(before.flip(-1)), embedder(after.flip(-1))
-    mean = template.to(shape_in)
-    columns = [
+        change = (embedder(before) * embedder(after)).sum(1)
+    return _table(
         *bands_in.log().unbind(1),
         *(bands_out / bands_in).log().unbind(1),
         _noise(luma_in).log(),
-        shape_in.std((1, 2)).clamp_min(1e-4).log(),
-        (first * second).sum(1),
-        (first * moved_in).sum(1),
-        (second * moved_out).sum(1),
-        (first * flipped_in).sum(1),
-        (second * flipped_out).sum(1),
-        _correlation(shape_in, mean),
-        _correlation(shape_out, mean),
+        _contrast(luma_in),
+        change,
         (luma_out - luma_in).square().mean((1, 2, 3)).sqrt().clamp_min(1e-4).log(),
-    ]
-    return torch.stack([column.float().cpu() for column in columns], dim=1)
+    )
+
+
+def presence(before: Tensor, embedder: Embedder, template: Tensor) -> Tensor:
+    """(B, len(PRESENCE)) float32 on the CPU for input crops (B, 3, 512, 512) in [0, 1].
+
+    template: the mean face (TEMPLATE, TEMPLATE). A face changes under the embedder's eyes when it is moved or mirrored; a wall
+    does not.
+    """
+    picture = luma(before)
+    with torch.no_grad():
+        seen = embedder(before)
+        steady = (seen * embedder(_moved(before))).sum(1)
+        mirrored = (seen * embedder(before.flip(-1))).sum(1)
+    return _table(
+        _correlation(cells(picture), template.to(picture)),
+        steady,
+        mirrored,
+        _contrast(picture),
+        *bands(picture).log().unbind(1)[2:],
+    )
 
 
 class TrustNet(nn.Module):
-    """Features -> estimated cosine: a polynomial of second degree in the standardised features."""
+    """The cosine that a face of this quality has, less where it is doubtful that there is a face."""
 
-    def __init__(self, names: int = len(NAMES), cells: int = TEMPLATE) -> None:
+    def __init__(self, cells: int = TEMPLATE, quality: int = len(QUALITY), presence: int = len(PRESENCE)) -> None:
         super().__init__()
-        self.config = {"names": names, "cells": cells}
+        self.config = {"cells": cells, "quality": quality, "presence": presence}
         self.register_buffer("template", torch.zeros(cells, cells))
-        self.register_buffer("centre", torch.zeros(names))
-        self.register_buffer("spread", torch.ones(names))
-        self.register_buffer("weights", torch.zeros(1 + names + names * (names + 1) // 2))
+        self.quality, self.presence = Polynomial(quality), Polynomial(presence)
 
     template: Tensor
+
+    def forward(self, quality: Tensor, presence: Tensor) -> Tensor:
+        """(B, Q) and (B, P) -> (B,) in [-1, 1]."""
+        sure = (torch.sigmoid(self.presence(presence)) / SURE).clamp(max=1.0)
+        return sure * self.quality(quality).clamp(-1, 1)
+
+
+class Polynomial(nn.Module):
+    """Features (B, F) -> (B,): every term up to the second degree of the standardised features, weighed."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
+        self.register_buffer("weights", torch.zeros(1 + features + features * (features + 1) // 2))
+
     centre: Tensor
     spread: Tensor
     weights: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) -> (B,) in [-1, 1]."""
-        return (terms((features - self.centre) / self.spread) @ self.weights).clamp(-1, 1)
+        return terms((features - self.centre) / self.spread) @ self.weights
 
 
 def terms(x: Tensor) -> Tensor:
@@ -138,7 +161,8 @@ def estimate(before: Tensor, after: Tensor, embedder: Embedder) -> list[float] |
         return None
     if before.shape[0] == 0:
         return []
-    return [float(value) for value in fit(features(before, after, embedder, fit.template))]
+    values = fit(quality(before, after, embedder), presence(before, embedder, fit.template))
+    return [float(value) for value in values]
 
 
 @functools.cache
@@ -183,6 +207,15 @@ def _noise(picture: Tensor) -> Tensor:
 def cells(picture: Tensor) -> Tensor:
     """(B, TEMPLATE, TEMPLATE): the face's coarse shape."""
     return F.interpolate(_face(picture), size=(TEMPLATE, TEMPLATE), mode="bilinear", antialias=True)[:, 0]
+
+
+def _contrast(picture: Tensor) -> Tensor:
+    """(B,): log of the coarse shape's standard deviation."""
+    return cells(picture).std((1, 2)).clamp_min(1e-4).log()
+
+
+def _table(*columns: Tensor) -> Tensor:
+    return torch.stack([column.float().cpu() for column in columns], dim=1)
 
 
 def _correlation(shapes: Tensor, mean: Tensor) -> Tensor:

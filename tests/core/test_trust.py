@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,14 @@ from torch.nn import functional as F
 
 from lafr_core.errors import InputError
 from lafr_core.faces import trust
-from lafr_core.store import checkpoint
-from lafr_core.types import Face
+from lafr_core.faces.crop import crop_faces, place
+from lafr_core.faces.detect import detect_faces
+from lafr_core.faces.people import shrunk
+from lafr_core.images import photos
+from lafr_core.pipeline import restore_crops
+from lafr_core.settings import RestoreSettings
+from lafr_core.store import assets, checkpoint
+from lafr_core.types import Face, Models
 
 
 class Shades:
@@ -27,9 +34,14 @@ class Shades:
 
 def measured(before: Tensor, after: Tensor, template: Tensor | None = None) -> dict[str, list[float]]:
     template = template if template is not None else torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
-    table = trust.features(before, after, Shades(), template)
-    assert table.shape == (len(before), len(trust.NAMES)) and bool(table.isfinite().all())
-    return dict(zip(trust.NAMES, table.T.tolist(), strict=True))
+    columns: dict[str, list[float]] = {}
+    for names, table in (
+        (trust.PRESENCE, trust.presence(before, Shades(), template)),
+        (trust.QUALITY, trust.quality(before, after, Shades())),
+    ):
+        assert table.shape == (len(before), len(names)) and bool(table.isfinite().all())
+        columns |= dict(zip(names, table.T.tolist(), strict=True))
+    return columns
 
 
 def picture(seed: int = 0) -> Tensor:
@@ -44,8 +56,8 @@ def test_the_verdict_has_three_words_and_its_bounds_belong_to_the_better_one() -
         trust.verdict(float("nan"))
 
 
-def face(**known: float | str) -> Face:
-    return Face(box=(0, 0, 9, 9), landmarks=((1, 1), (7, 1), (4, 4), (2, 7), (6, 7)), score=1.0, **known)  # type: ignore[arg-type]
+def face(**known: Any) -> Face:
+    return Face(box=(0, 0, 9, 9), landmarks=((1, 1), (7, 1), (4, 4), (2, 7), (6, 7)), score=1.0, **known)
 
 
 def test_advice_is_for_faces_below_the_limit_and_says_what_to_do_next() -> None:
@@ -87,29 +99,39 @@ def test_noise_is_measured_in_units_of_its_standard_deviation() -> None:
 
 def test_the_mean_face_is_face_like_and_its_negative_is_not() -> None:
     template = torch.rand(16, 16, generator=torch.Generator().manual_seed(5))
-    face = torch.full((1, 3, 512, 512), 0.5)
-    face[..., 96:416, 96:416] = F.interpolate(template[None, None], size=(320, 320), mode="nearest")
-    row = measured(torch.cat([face, 1 - face]), torch.cat([1 - face, face]), template)
-    assert row["face-like input"] == pytest.approx([1.0, -1.0], abs=0.06)
-    assert row["face-like result"] == pytest.approx([-1.0, 1.0], abs=0.06)
+    shown = torch.full((1, 3, 512, 512), 0.5)
+    shown[..., 96:416, 96:416] = F.interpolate(template[None, None], size=(320, 320), mode="nearest")
+    row = measured(torch.cat([shown, 1 - shown]), torch.cat([shown, shown]), template)
+    assert row["face-like"] == pytest.approx([1.0, -1.0], abs=0.06)
 
 
-def test_mirroring_shows_in_its_own_columns() -> None:
-    lopsided = torch.full((1, 3, 512, 512), 0.1)
+def test_a_wall_stays_what_it_is_when_moved_and_mirrored() -> None:
+    lopsided, wall = torch.full((1, 3, 512, 512), 0.1), torch.full((1, 3, 512, 512), 0.5)
     lopsided[:, 0, :, :256] = 0.9
-    row = measured(lopsided, torch.full((1, 3, 512, 512), 0.5))
-    assert row["mirrored input"][0] < 0.7 and row["mirrored result"] == pytest.approx([1.0], abs=1e-5)
+    row = measured(torch.cat([lopsided, wall]), torch.cat([wall, wall]))
+    assert row["mirrored"][0] < 0.7 and row["mirrored"][1] == pytest.approx(1.0, abs=1e-5)
+    assert row["steady"][0] < 1 - 5e-6 and row["steady"][1] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_polynomial_is_what_it_says() -> None:
     x = torch.tensor([[2.0, -1.0], [9.0, 0.5]])
     assert trust.terms(x).tolist() == [[1.0, 2.0, -1.0, 4.0, -2.0, 1.0], [1.0, 3.0, 0.5, 9.0, 1.5, 0.25]]
-    net = trust.TrustNet(names=2)
+    net = trust.Polynomial(2)
     net.centre.copy_(torch.tensor([1.0, 0.0]))
     net.spread.copy_(torch.tensor([2.0, 1.0]))
     net.weights.copy_(torch.tensor([0.1, 0.2, 0.0, 0.0, 0.5, 0.0]))
     values = net(torch.tensor([[2.0, -1.0], [-50.0, -50.0]])).tolist()
-    assert values == pytest.approx([0.1 + 0.2 * 0.5 - 0.5 * 0.5, 1.0])  # the second is cut: 0.1 - 0.6 + 4.5
+    assert values == pytest.approx([0.1 + 0.2 * 0.5 - 0.5 * 0.5, 0.1 - 0.6 + 4.5])  # the second is cut at 3
+
+
+def test_doubt_that_there_is_a_face_takes_trust_away() -> None:
+    net = trust.TrustNet(quality=1, presence=1)
+    net.quality.weights[0], net.presence.weights[1] = 0.9, 1.0
+    chances = torch.tensor([[2.0], [0.0], [-3.0]])
+    values = net(torch.zeros(3, 1), chances).tolist()
+    assert values == pytest.approx([0.9, 0.9 * 0.5 / trust.SURE, 0.9 * torch.sigmoid(torch.tensor(-3.0)).item() / trust.SURE])
+    net.quality.weights[0] = 7.0
+    assert net(torch.zeros(1, 1), chances[:1]).item() == 1.0
 
 
 def test_an_embedder_that_was_not_fitted_with_gets_no_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,3 +149,36 @@ def test_an_embedder_that_was_not_fitted_with_gets_no_estimate(tmp_path: Path, m
         assert trust.estimate(picture(), picture(), Shades()) is None
     finally:
         trust._bundled.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def portrait() -> tuple[Tensor, Models]:
+    """The sample portrait's face crop (1, 3, 512, 512), and the starter."""
+    if not assets.bundled("trust").is_file() or not assets.bundled("embedder").is_file():
+        pytest.skip("needs the starter embedder and the bundled fit")
+    from lafr_core.models import open_models
+
+    models = open_models(device="cpu")
+    pixels = photos.read(assets.sample("portrait")).pixels[None]
+    return crop_faces(pixels, [place(detect_faces(pixels, models.detector, RestoreSettings())[0])]), models
+
+
+def trusted(crop: Tensor, models: Models) -> float:
+    _, (scored,) = restore_crops(crop, [face(matrix=((1, 0, 0), (0, 1, 0)))], models, RestoreSettings())
+    assert scored.trust is not None
+    return scored.trust
+
+
+def test_a_sharp_face_is_supported_and_a_tiny_one_a_guess(portrait: tuple[Tensor, Models]) -> None:
+    crop, models = portrait
+    values = [trusted(shrunk(crop, factor), models) for factor in (2.0, 12.0, 40.0)]
+    assert values[0] > values[1] > values[2]
+    assert [trust.verdict(value) for value in (values[0], values[2])] == ["supported", "a guess"]
+
+
+def test_what_is_no_face_is_a_guess(portrait: tuple[Tensor, Models]) -> None:
+    crop, models = portrait
+    cheek = F.interpolate(crop[..., 330:370, 170:210], size=(512, 512), mode="bicubic").clamp(0, 1)
+    noise = shrunk(picture(4), 30.0)
+    for nothing in (cheek, noise, torch.full_like(crop, 0.4)):
+        assert trust.verdict(trusted(nothing, models)) == "a guess"

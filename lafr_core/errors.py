@@ -13,6 +13,10 @@ class ImageFileError(LafrError):
     """A file that cannot be read as an image (missing, empty, truncated, not an image, too large)."""
 
 
+class ClipError(LafrError):
+    """A clip that cannot be read or written (missing, damaged, without pictures, of a kind that is not opened)."""
+
+
 class SettingsError(LafrError, ValueError):
     """An unknown setting, or one outside its bounds."""
 

@@ -128,7 +128,7 @@ def restore_crops(
             out = color.match_color(out, batch, settings.color)
             out = grain.match_grain(out, batch, settings.grain)
             restored.append(out.to(crops))
-            scored += _judged(faces[start : start + settings.batch_size], batch, out, models, known)
+            scored += judged(faces[start : start + settings.batch_size], batch, out, models, known)
             progress("restore", len(scored), len(faces))
     return (torch.cat(restored) if restored else crops.clone()), scored
 
@@ -147,6 +147,19 @@ def restore_pixels(
     ``detail`` in [0, 1]: how far the latents go from the aligned to the prior's (or the sampler's); at 0 that stage is skipped.
     lenders: for each crop the person whose photos help, or None. What they lend comes after a prior and before a sampler.
     """
+    return models.vae.decode(restore_latents(crops, models, fidelity, detail, lenders=lenders, weight=weight))
+
+
+def restore_latents(
+    crops: Tensor,
+    models: Models,
+    fidelity: float,
+    detail: float = 1.0,
+    *,
+    lenders: Sequence[Person | None] = (),
+    weight: float = 1.0,
+) -> Tensor:
+    """:func:`restore_pixels` without its last step: the finished latents (B, C, h, w) that the VAE decodes."""
     chain = _Chain(models, fidelity, detail)
     aligned = chain.align(crops)
     latents = chain.finish(aligned)
@@ -157,7 +170,7 @@ def restore_pixels(
         )
     if models.sampler is not None and detail > 0:
         latents = torch.lerp(latents, models.sampler(latents, crops), detail)
-    return models.vae.decode(latents)
+    return latents
 
 
 @dataclass(frozen=True)
@@ -189,10 +202,13 @@ class _Chain:
         return guidance.approach(latents, whole, self.models.vae.decode, self.models.embedder, lender.embedding, weight)
 
 
-def _judged(
+def judged(
     faces: Sequence[Face], before: Tensor, after: Tensor, models: Models, lenders: Sequence[Person | None]
 ) -> list[Face]:
-    """The faces with the three read-outs; without an embedder there are none."""
+    """The faces of crops (B, 3, 512, 512) with the three read-outs ``change``, ``trust`` and ``likeness``, and whose they are.
+
+    before and after restoring; lenders: the reference person of each, or None. Without an embedder there are no read-outs.
+    """
     names = [None if person is None else person.name for person in lenders]
     if models.embedder is None:
         return [replace(face, person=name) for face, name in zip(faces, names, strict=True)]

@@ -41,6 +41,7 @@ LISTS = (
     "requirements-detectors.txt",
     "requirements-formats.txt",
     "requirements-train.txt",
+    "requirements-video.txt",
     "requirements-dev.txt",
 )
 
@@ -54,7 +55,7 @@ def requirements(name: str) -> list[str]:
 @pytest.mark.parametrize("name", LISTS)
 def test_requirements_are_lower_bounds(name: str) -> None:
     wanted = requirements(name)
-    one = r"-r requirements(-train|-detectors)?\.txt|[A-Za-z-]+(>=[0-9.]+)?"
+    one = r"-r requirements(-train|-detectors|-video)?\.txt|[A-Za-z-]+(>=[0-9.]+)?"
     assert wanted and all(re.fullmatch(one, line) for line in wanted)
     assert not any(line.startswith(("opencv", "basicsr", "gfpgan", "torchaudio")) for line in wanted)
 
@@ -67,9 +68,9 @@ def test_restoring_needs_nothing_heavy() -> None:
 
 def test_the_extras_are_the_requirements_files() -> None:
     extras: dict[str, list[str]] = project()["project"]["optional-dependencies"]  # type: ignore[index]
-    for name in ("detectors", "formats", "train"):
+    for name in ("detectors", "formats", "train", "video"):
         assert extras[name] == [line for line in requirements(f"requirements-{name}.txt") if not line.startswith("-r")]
-    assert extras["all"] == ["lafr[detectors,formats,train]"]
+    assert extras["all"] == ["lafr[detectors,formats,train,video]"]
 
 
 def test_no_file_is_a_program_by_accident() -> None:

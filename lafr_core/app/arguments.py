@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 
+from ..api import open_references
 from ..images import photos
 from ..images.photos import MAX_PIXELS, Photo
 from ..latent.sd_prior import DENOISE, MODES, STEPS
 from ..models import DEVICES, open_models, prior_note
+from ..pipeline import References
 from ..settings import RestoreSettings, options
 from ..types import Box, Models
 from .jobs import Job, plan
 from .journal import Journal, absolute
+from .signature import content
 from .terminal import say
 
 Commands = Any
@@ -159,6 +162,17 @@ def pixels(text: str) -> int:
     if not (number.isdecimal() and number.isascii() and 0 < int(number) <= 10**12):
         raise argparse.ArgumentTypeError(f"expected a number of pixels such as 400M, got {text!r}")
     return int(number) * (1 if number == text else 1_000_000)
+
+
+def references_of(args: argparse.Namespace, models: Models, settings: RestoreSettings) -> References:
+    """The people that the arguments name."""
+    people = () if args.reference is None else open_references(args.reference, models, settings)
+    return References(people, args.reference_weight)
+
+
+def lent(args: argparse.Namespace) -> list[Any] | None:
+    """What reference photos say of a result: their content and weight, None without them."""
+    return None if args.reference is None else [content(args.reference), args.reference_weight]
 
 
 def box(text: str) -> Box:

@@ -62,7 +62,12 @@ def whose(crops: Tensor, people: Sequence[Person], embedder: Embedder | None) ->
             "reference: expected a face embedder to tell whose face is whose, found none; restore faces one by one"
         )
     with torch.no_grad():
-        likeness = embedder(crops.float()) @ torch.stack([person.embedding for person in people]).T.to(crops.device)
+        return nearest(embedder(crops.float()), people)
+
+
+def nearest(vectors: Tensor, people: Sequence[Person]) -> list[Person | None]:
+    """For each embedding (B, D) the person most like it, None where none is likely. ``people`` holds at least one."""
+    likeness = vectors @ torch.stack([person.embedding for person in people]).T.to(vectors)
     best, index = likeness.max(dim=1)
     return [people[i] if value >= LIKELY else None for value, i in zip(best.tolist(), index.tolist(), strict=True)]
 

@@ -5,14 +5,26 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...api import open_references
 from ...errors import InputError
 from ...pipeline import References
-from ...settings import options
-from ..arguments import Commands, add_inputs, add_models, add_settings, box, jobs_of, models_of, reader, settings_of
-from ..batch import Run, Worker, carry_out, restore_crop, restore_photo
+from ...settings import RestoreSettings, options
+from ..arguments import (
+    Commands,
+    add_inputs,
+    add_models,
+    add_settings,
+    box,
+    jobs_of,
+    lent,
+    models_of,
+    reader,
+    references_of,
+    settings_of,
+)
+from ..batch import Reader, Run, Worker, carry_out, restore_crop, restore_photo
+from ..clips import add_clip_settings, restore_clips, split
 from ..processes import Processes, join
-from ..signature import content, made_with
+from ..signature import made_with
 
 
 def add(commands: Commands) -> None:
@@ -39,28 +51,38 @@ def add(commands: Commands) -> None:
     )
     add_models(parser)
     add_settings(parser, options())
+    add_clip_settings(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Restores the faces of every input and writes OUT/<relative path>.png: same size, alpha and colour profile kept. A photo
-    without a face is written unchanged."""
+    without a face is written unchanged. Clips (.mp4, .mov, .mkv, .avi, ...) become clips, with their sound."""
     settings, read = settings_of(args), reader(args)
     References(weight=args.reference_weight)  # refused before any work
     if args.aligned and args.box:
         raise InputError("--aligned and --box: expected one of them, got both; aligned crops need no boxes")
+    clips, args.inputs = split(args.inputs)
+    if clips and (args.aligned or args.box):
+        raise InputError("--aligned and --box: expected photos, got a clip; faces of clips are found and followed")
+    done = restore_clips(args, clips, settings) if clips else None
+    code = _photos(args, settings, read) if args.inputs else 0
+    if done is not None:
+        done.report(args.report)
+        code = max(code, int(done.failed))
+    return code
 
+
+def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader) -> int:
     def open_worker(processes: Processes) -> Worker:
         models = models_of(args, settings, processes.device)
-        people = () if args.reference is None else open_references(args.reference, models, settings)
-        references = References(people, args.reference_weight)
+        references = references_of(args, models, settings)
         if args.aligned:
             return lambda job: restore_crop(job, models, settings, read, references)
         return lambda job: restore_photo(job, models, settings, args.box, read, references)
 
     inputs = jobs_of(args, "restore")
-    lent = None if args.reference is None else [content(args.reference), args.reference_weight]
-    signature = made_with(args, settings, aligned=args.aligned, salvage=args.salvage, boxes=args.box, reference=lent)
+    signature = made_with(args, settings, aligned=args.aligned, salvage=args.salvage, boxes=args.box, reference=lent(args))
     run = Run(
         "restore", inputs.jobs, settings, signature, open_worker, inputs.journal, args.report, args.resume, args.overwrite
     )

@@ -1,0 +1,382 @@
+"""One clip file restored into another: in segments, so that a stop loses seconds of work, and several processes can share it.
+
+While a clip is worked on, a hidden folder beside the result holds the tracks and the finished segments. It goes when the clip
+is done; after a stop it stays, with a playable file of what is done so far, until the same clip is restored again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import ClipError, InputError
+from ..pipeline import NO_REFERENCES, References
+from ..settings import RestoreSettings
+from ..store.atomic import atomic
+from ..types import Models, Progress, ignore_progress
+from .clips import FileClip, package
+from .encode import Plan, SegmentWriter, join, settle
+from .restore import Survey, restored_frames, survey
+from .settings import ClipSettings
+from .tracks import as_arrays, from_arrays
+
+SEGMENT = 100
+"""Frames a segment: what a stop may lose, and what a process takes at a time."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those that share the clip."""
+
+    index: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None
+    """Returns when every process has come this far."""
+
+    def share(self, segments: int) -> range:
+        """The segments that this process does: neighbours, so that little is looked at twice."""
+        return range(self.index * segments // self.count, (self.index + 1) * segments // self.count)
+
+
+@dataclass(frozen=True)
+class TrackReport:
+    """One restored track, for people."""
+
+    number: int
+    first: float
+    """Seconds from the clip's start."""
+    last: float
+    frames: int
+    missed: int
+    """Frames in which the detector did not see the face; they are interpolated."""
+    change: float | None = None
+    """Mean over its frames, as :class:`~lafr_core.types.Face` has it; None without an embedder."""
+    likeness: float | None = None
+    trust: float | None = None
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What became of a clip."""
+
+    output: Path
+    frames: int
+    found: int
+    """Tracks before the settings chose."""
+    tracks: tuple[TrackReport, ...]
+    notes: tuple[str, ...] = ()
+
+
+Seal = Callable[[Path, Path, ClipResult], None]
+"""(the written file, the name that it is about to get, what became of the clip): the last word before it has that name."""
+
+
+def restore_clip(
+    source: Path,
+    out: Path,
+    models: Models,
+    settings: RestoreSettings | None = None,
+    clip_settings: ClipSettings | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    references: References = NO_REFERENCES,
+    signature: Mapping[str, Any] | None = None,
+    team: Team | None = None,
+    progress: Progress = ignore_progress,
+    seal: Seal = lambda written, output, result: None,
+) -> ClipResult:
+    """Restore the faces of a clip file, and write it with all that it held: sound, subtitles, chapters, times, colours.
+
+    out: the result without its suffix, which follows from codec and source (:func:`lafr_core.video.encode.settle`). A stop
+    (KeyboardInterrupt, or Cancelled from ``progress``) leaves ``OUT.partial.SUFFIX``, playable, and with ``resume`` the next
+    call goes on at the last whole segment; where the source, a setting or ``signature`` (JSON that tells models and
+    references apart) has changed it begins anew. Raises ClipError, InputError where a file is there already and
+    ``overwrite`` is False.
+    """
+    settings, how = settings or RestoreSettings(), clip_settings or ClipSettings()
+    team = team or Team()
+    clip = FileClip(source, deinterlace=how.deinterlace)
+    plan = settle(clip, how)
+    out = out.with_name(out.name + plan.suffix)
+    if not overwrite and (out.exists() or out.is_symlink()):
+        raise InputError(f"{out}: a file is there already; choose another name or pass overwrite=True")
+    work = _Work.open(out, clip, settings, how, signature, resume, team)
+    waits = _Waits(team, 3)
+
+    try:
+        known = work.known(
+            lambda: survey(clip, models, settings, how.steadiness, references=references, progress=progress), waits
+        )
+        _restore_segments(work, clip, plan, known, models, settings, how, references, team, progress)
+        waits.one()
+        result = _result(work, clip, plan, known)
+        if team.index == 0:
+            work.check_whole(len(known.times))
+            join(clip, plan, work.segments(), out, seal=lambda written: seal(written, out, result))
+            work.remove()
+        waits.one()
+        return result
+    except BaseException as error:
+        if team.index == 0:
+            work.save_partial(clip, plan)
+        if isinstance(error, Exception):  # the others wait for this process, whatever became of its part
+            waits.rest()
+        raise
+
+
+@dataclass
+class _Waits:
+    """The points at which all processes meet, counted, so that one that fails does not leave the others waiting."""
+
+    team: Team
+    left: int
+
+    def one(self) -> None:
+        self.left -= 1
+        self.team.wait()
+
+    def rest(self) -> None:
+        while self.left:
+            self.one()
+
+
+def _restore_segments(
+    work: _Work, clip: FileClip, plan: Plan, known: Survey, models: Models, settings: RestoreSettings, how: ClipSettings,
+    references: References, team: Team, progress: Progress,
+) -> None:  # fmt: skip
+    total = len(known.times)
+    mine = [k for k in team.share(-(-total // SEGMENT)) if not work.has(k)]
+    for run in _runs(mine):
+        start, stop = run[0] * SEGMENT, min(total, (run[-1] + 1) * SEGMENT)
+        frames = restored_frames(
+            clip, known, models, settings, how.steadiness, start=start, stop=stop, references=references,
+            progress=_offset(progress, start, total),
+        )  # fmt: skip
+        for number in run:
+            said: Said = {}
+            with work.segment(number, clip, plan, how) as writer:
+                for done in itertools.islice(frames, min(total, (number + 1) * SEGMENT) - number * SEGMENT):
+                    writer.write(done.frame)  # type: ignore[arg-type]
+                    for track, face in done.faces:
+                        for name in READ_OUTS:
+                            if (value := getattr(face, name)) is not None:
+                                said.setdefault(str(track), {}).setdefault(name, []).append(value)
+            work.note(number, said)
+
+
+Said = dict[str, dict[str, list[float]]]
+"""Track -> read-out -> its values, frame by frame."""
+READ_OUTS = ("change", "likeness", "trust")
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Neighbours together: [0, 1, 4] -> [0, 1], [4]."""
+    run: list[int] = []
+    for number in numbers:
+        if run and number != run[-1] + 1:
+            yield run
+            run = []
+        run.append(number)
+    if run:
+        yield run
+
+
+def _offset(progress: Progress, start: int, total: int) -> Progress:
+    return lambda stage, done, _: progress(stage, start + done, total)
+
+
+def _result(work: _Work, clip: FileClip, plan: Plan, known: Survey) -> ClipResult:
+    base = clip.info.time_base
+    said = work.said()
+    tracks = tuple(
+        TrackReport(
+            number=track.number,
+            first=round(float(known.times[track.start] * base), 3),
+            last=round(float(known.times[track.stop - 1] * base), 3),
+            frames=len(track.points),
+            missed=int((~track.found).sum()),
+            **{name: round(fmean(values), 4) for name, values in said.get(str(track.number), {}).items()},
+        )
+        for track in known.tracks
+    )
+    notes = [*clip.info.notes, *plan.notes, *clip.faults]
+    notes += [f"frame {index}: {why}; passed through as it is" for index, why in known.faults[:20]]
+    if len(known.faults) > 20:
+        notes.append(f"{len(known.faults) - 20} further damaged frames passed through")
+    return ClipResult(work.out, len(known.times), known.found, tracks, tuple(notes))
+
+
+# --- the hidden folder ---
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done so far of one clip."""
+
+    out: Path
+    folder: Path
+    suffix: str
+    partial: Path
+
+    @classmethod
+    def open(
+        cls, out: Path, clip: FileClip, settings: RestoreSettings, how: ClipSettings, signature: Mapping[str, Any] | None,
+        resume: bool, team: Team,
+    ) -> _Work:  # fmt: skip
+        """The folder beside ``out``, emptied unless it can be gone on with."""
+        folder = out.with_name(f".{out.name}.lafr")
+        work = cls(out, folder, out.suffix, out.with_name(f"{out.stem}.partial{out.suffix}"))
+        state = {
+            "lafr": __version__,
+            "pyav": package().__version__,
+            "segment": SEGMENT,
+            "source": _fingerprint(clip.path),
+            "settings": asdict(settings),
+            "clip": asdict(how),
+            "signature": dict(signature or {}),
+        }
+        if team.index == 0:
+            file = folder / "state.json"
+            if folder.exists() and not file.is_file() and any(folder.iterdir()):
+                raise InputError(f"{folder}: expected a folder of ours or none, found other files in it; move them")
+            if folder.exists() and not (resume and _read_json(file) == json.loads(json.dumps(state))):
+                shutil.rmtree(folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with atomic(file) as temporary:
+                    temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
+            except OSError as error:
+                raise ClipError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        team.wait()
+        return work
+
+    def known(self, look: Callable[[], Survey], waits: _Waits) -> Survey:
+        """The first pass's result: read, or made by the first process while the others wait."""
+        file = self.folder / "tracks.npz"
+        if waits.team.index == 0 and not file.is_file():
+            _save_survey(file, look())
+        waits.one()
+        return _load_survey(file)
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}{self.suffix}"
+
+    def has(self, number: int) -> bool:
+        return self.path(number).is_file()
+
+    def segments(self) -> list[Path]:
+        """The finished segments from the first on, up to the first that is missing."""
+        paths = []
+        while self.has(len(paths)):
+            paths.append(self.path(len(paths)))
+        return paths
+
+    def check_whole(self, frames: int) -> None:
+        """Raise ClipError unless every segment of so many frames is there: another process may have failed."""
+        wanted, there = -(-frames // SEGMENT), len(self.segments())
+        if there != wanted:
+            raise ClipError(f"{self.out}: expected {wanted} segments, found {there}; the same command with --resume goes on")
+
+    def segment(self, number: int, clip: FileClip, plan: Plan, how: ClipSettings) -> _Segment:
+        return _Segment(self.path(number), clip, plan, how)
+
+    def note(self, number: int, said: Said) -> None:
+        """Keep what is known of one segment's faces, as sums."""
+        sums = {track: {name: [sum(values), len(values)] for name, values in outs.items()} for track, outs in said.items()}
+        with atomic(self.folder / f"{number:06d}.json") as temporary:
+            temporary.write_text(json.dumps(sums), encoding="utf-8")
+
+    def said(self) -> Said:
+        """The segments' means, each as often as it has frames."""
+        result: Said = {}
+        for file in sorted(self.folder.glob("*.json")):
+            for track, outs in (_read_json(file) or {}).items() if file.stem.isdecimal() else ():
+                for name, (total, count) in outs.items():
+                    result.setdefault(track, {}).setdefault(name, []).extend([total / count] * count)
+        return result
+
+    def save_partial(self, clip: FileClip, plan: Plan) -> None:
+        """What is done so far, as a clip that plays; nothing where nothing is done."""
+        ready = self.segments()
+        begun = self.folder / f"{len(ready):06d}.begun{self.suffix}"
+        paths = [*ready, *([begun] if begun.is_file() else [])]
+        if paths:
+            join(clip, plan, paths, self.partial, whole=False)
+        begun.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        self.partial.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Segment:
+    """A segment while it is written: whole under its own name at the end, ``.begun`` and playable after a stop."""
+
+    def __init__(self, path: Path, clip: FileClip, plan: Plan, how: ClipSettings) -> None:
+        self.path, self.begun = path, path.with_name(f"{path.stem}.begun{path.suffix}")
+        self.writer = SegmentWriter(self.begun, clip, plan, how)
+
+    def __enter__(self) -> SegmentWriter:
+        return self.writer
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if self.writer.frames == 0:
+            self.writer.abandon()
+            self.begun.unlink(missing_ok=True)
+            return
+        self.writer.close()
+        if kind is None:
+            os.replace(self.begun, self.path)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    """What tells whether a file is still the same: size and the hash of its first and last megabyte."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+        file.seek(max(0, size - (1 << 20)))
+        digest = hashlib.sha256(head + file.read()).hexdigest()
+    return {"size": size, "sha256": digest}
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _save_survey(file: Path, known: Survey) -> None:
+    with atomic(file) as temporary, temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            times=np.asarray(known.times, dtype=np.int64),
+            found=np.asarray(known.found),
+            cuts=np.asarray(known.cuts, dtype=np.int64),
+            faults=np.frombuffer(json.dumps(known.faults).encode(), dtype=np.uint8),
+            **as_arrays(known.tracks),  # type: ignore[arg-type]
+        )
+
+
+def _load_survey(file: Path) -> Survey:
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise ClipError(f"{file}: cannot be read ({error}); restore the clip again without --resume") from error
+    faults = tuple((int(i), str(why)) for i, why in json.loads(arrays["faults"].tobytes()))
+    times = array("q", arrays["times"].tolist())
+    return Survey(tuple(from_arrays(arrays)), times, int(arrays["found"]), tuple(arrays["cuts"].tolist()), faults)

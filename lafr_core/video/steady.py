@@ -1,0 +1,171 @@
+"""The crops and latents of one track made to agree over time, where they show the same.
+
+Crops of a track lie on one template, so head motion is out of them already. What is left, turning heads and speech, is followed
+by a coarse optical flow; where two frames then still differ by more than their noise, they show different things (a blink, a
+hand), and nothing is taken from the one for the other. So grain and the codec's noise average out, and motion stays sharp.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FLOW_SIDE = 64
+"""Flow is sought on crops this small, the latents' own grid; it is found to a small part of a cell."""
+LIGHT_SIDE = 16
+"""Differences broader than a cell of this grid are light and tint, which change from frame to frame and are kept so."""
+MOST_LIGHT = 0.06
+"""Light changes less than this within the few frames looked at."""
+AGREE = 2.5
+"""Differences up to this many times the noise pass for noise."""
+ROUGH_TO_SIGMA = 1.7
+"""Standard deviation of white noise over the median of the absolute values that a blur of one cell leaves of it."""
+LEAST_NOISE = 0.006
+"""A clean clip's rounding: below it frames are not told apart."""
+
+
+def reach_of(steadiness: float) -> int:
+    """Frames to each side that are looked at for one frame."""
+    return round(4 * steadiness)
+
+
+def working_side(side: int, enlarged: float) -> int:
+    """The side at which crops of ``side`` that hold pixels ``enlarged`` times are fused: nothing finer is in them."""
+    shrink = 4 if enlarged >= 4 else 2 if enlarged >= 2 else 1
+    return max(FLOW_SIDE, side // shrink)
+
+
+def fuse(crops: Tensor, middle: int, steadiness: float) -> Tensor:
+    """One frame's crop, cleaned with its neighbours'.
+
+    crops: (N, 3, S, S) in [0, 1], consecutive frames of one track at the template, S at least 64. Returns (3, S, S): the crop
+    ``middle`` where its neighbours show something else, their mean where they agree. At steadiness 0, and with one crop only,
+    it is that crop itself.
+    """
+    if steadiness == 0 or len(crops) == 1:
+        return crops[middle]
+    target = crops[middle][None]
+    others = torch.cat([crops[:middle], crops[middle + 1 :]])
+    near = torch.tensor([k - middle for k in range(len(crops)) if k != middle], dtype=torch.float32)
+    small, small_others = _small(target), _small(others)
+    flow = flow_between(small, small_others)
+    moved = warp(others, flow)
+    moved = moved + _light(target - moved, target.shape[-1])
+    weight = _agreement(small, warp(small_others, flow)) * time_weights(near, steadiness)[:, None, None, None].to(crops)
+    weight = F.interpolate(weight, size=crops.shape[-2:], mode="bilinear", align_corners=False)
+    return ((target[0] + (weight * moved).sum(0)) / (1 + weight.sum(0))).clamp(0, 1)
+
+
+def fuse_at(crops: Tensor, middle: int, steadiness: float, side: int) -> Tensor:
+    """:func:`fuse` done on crops (N, 3, S, S) shrunk to ``side``; what it changes is enlarged and added."""
+    if side == crops.shape[-1] or steadiness == 0 or len(crops) == 1:
+        return fuse(crops, middle, steadiness)
+    small = F.interpolate(crops, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    change = (fuse(small, middle, steadiness) - small[middle])[None]
+    change = F.interpolate(change, size=crops.shape[-2:], mode="bicubic", align_corners=False)[0]
+    return (crops[middle] + change).clamp(0, 1)
+
+
+def time_weights(distance: Tensor, steadiness: float) -> Tensor:
+    """How much frames (N,) that many frames away count, in [0, 1]."""
+    return torch.exp(-0.5 * (distance / (0.6 * reach_of(steadiness) + 0.5)) ** 2)
+
+
+def _small(crops: Tensor) -> Tensor:
+    """(N, 3, S, S) -> (N, 3, FLOW_SIDE, FLOW_SIDE), a little blurred, so that noise does not pass for motion."""
+    return blur(F.interpolate(crops, size=(FLOW_SIDE, FLOW_SIDE), mode="area"), 0.7)
+
+
+def _light(difference: Tensor, side: int) -> Tensor:
+    """The broad part of a difference (N, 3, s, s), as large as ``side``."""
+    # Clamped, so that a closed eye does not pass for a shadow; a flash is then no light, and its frame stands alone.
+    cells = F.interpolate(difference.clamp(-MOST_LIGHT, MOST_LIGHT), size=(LIGHT_SIDE, LIGHT_SIDE), mode="area")
+    cells = blur(cells, 1.0)
+    return F.interpolate(cells, size=(side, side), mode="bicubic", align_corners=False)
+
+
+def _agreement(target: Tensor, moved: Tensor) -> Tensor:
+    """Small crops (1, 3, s, s) and (N, 3, s, s) -> (N, 1, s, s) in [0, 1]: 1 where they differ by their noise only."""
+    difference = moved - target
+    difference = difference - _light(difference, target.shape[-1])
+    error = blur(difference.square().mean(1, keepdim=True), 1.5).sqrt()
+    quarter = target.shape[-1] // 4
+    face = (..., slice(quarter, -quarter), slice(quarter, -quarter))
+    # What is usual over the face is noise, unless it is far above what changes from cell to cell: then the whole face moved.
+    usual = error[face].flatten(1).median(dim=1).values
+    rough = (difference - blur(difference, 1.0))[face].abs().flatten(1).median(dim=1).values * ROUGH_TO_SIGMA
+    noise = torch.minimum(usual, 2 * rough).clamp_min(LEAST_NOISE)[:, None, None, None]
+    return torch.exp(-((error / (AGREE * noise)) ** 4))
+
+
+def flow_between(target: Tensor, others: Tensor) -> Tensor:
+    """Where each pixel of ``target`` (1, 3, s, s) is found in each of ``others`` (N, 3, s, s): (N, 2, s, s), (x, y) in pixels.
+
+    Lucas and Kanade 1981, coarse to fine, with a ridge that keeps flat and noisy places still.
+    """
+    goal, seen = target.mean(1, keepdim=True), others.mean(1, keepdim=True)
+    flow = others.new_zeros((len(others), 2, 1, 1))
+    for shrink in (2, 1):
+        size = tuple(side // shrink for side in target.shape[-2:])
+        a, b = (F.interpolate(x, size=size, mode="area") for x in (goal, seen))
+        a, b = a - blur(a, 3.0), b - blur(b, 3.0)  # light changes are no motion
+        flow = F.interpolate(flow, size=size, mode="bilinear", align_corners=False) * (2.0 if flow.shape[-1] > 1 else 1.0)
+        for _ in range(2):
+            moved = warp(b, flow)
+            flow = blur(flow + _step(a, moved), 1.0)
+    return flow
+
+
+def _step(a: Tensor, moved: Tensor) -> Tensor:
+    """The shift that takes ``moved`` (N, 1, s, s) nearer to ``a`` (1, 1, s, s), at most a pixel: (N, 2, s, s)."""
+    middle = (moved + a) / 2
+    padded = F.pad(middle, (1, 1, 1, 1), mode="replicate")
+    gx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    gy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    gt = a - moved
+    sums = blur(torch.cat([gx * gx, gx * gy, gy * gy, gx * gt, gy * gt], 1), 2.0)
+    xx, xy, yy, xt, yt = sums.split(1, dim=1)
+    ridge = 1e-5 + 0.05 * (xx + yy).mean(dim=(-2, -1), keepdim=True)
+    xx, yy = xx + ridge, yy + ridge
+    determinant = xx * yy - xy * xy
+    step = torch.cat([(yy * xt - xy * yt) / determinant, (xx * yt - xy * xt) / determinant], 1)
+    return step.clamp(-1, 1)
+
+
+def warp(images: Tensor, flow: Tensor) -> Tensor:
+    """Images (N, C, S, S) fetched along ``flow`` (N, 2, s, s), which counts in its own pixels; as large as the images."""
+    height, width = images.shape[-2:]
+    if flow.shape[-2:] != (height, width):
+        flow = F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False) * (width / flow.shape[-1])
+    y = torch.arange(height, dtype=images.dtype, device=images.device)[:, None]
+    x = torch.arange(width, dtype=images.dtype, device=images.device)
+    grid = torch.stack([(flow[:, 0] + x + 0.5) * (2 / width) - 1, (flow[:, 1] + y + 0.5) * (2 / height) - 1], dim=-1)
+    return F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
+
+
+def blend_latents(latents: Tensor, middle: int, steadiness: float, agree: float) -> Tensor:
+    """One frame's latents (C, h, w) drawn to those of its neighbours where they agree.
+
+    latents: (N, C, h, w), consecutive frames of one track. ``agree``: the difference, as a share of the latents' spread, at
+    which a neighbour counts little. At steadiness 0 the frame's own.
+    """
+    if steadiness == 0 or len(latents) == 1:
+        return latents[middle]
+    near = torch.tensor([k - middle for k in range(len(latents))], dtype=torch.float32)
+    error = blur((latents - latents[middle]).square().mean(1, keepdim=True), 1.0).sqrt()
+    spread = latents[middle].std()
+    weight = torch.exp(-((error / (agree * spread)) ** 2)) * time_weights(near, steadiness)[:, None, None, None].to(latents)
+    return (weight * latents).sum(0) / weight.sum(0)
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur (N, C, H, W), border repeated."""
+    radius = min(int(3 * sigma + 0.5), min(images.shape[-2:]) - 1)
+    offset = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    channels = images.shape[1]
+    padded = F.pad(images, (radius, radius, radius, radius), mode="replicate")
+    rows = F.conv2d(padded, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+    return F.conv2d(rows, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)

@@ -1,0 +1,160 @@
+"""Clip files restored whole, in parts, after a stop, by several processes: always the same clip."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clip_files import MakeClip
+from fakes import face_at, parts
+
+from lafr_core.errors import ClipError, InputError, SettingsError
+from lafr_core.video import run
+from lafr_core.video.clips import FileClip
+from lafr_core.video.run import ClipResult, Team, restore_clip
+from lafr_core.video.settings import ClipSettings
+
+LOSSLESS = ClipSettings(codec="ffv1", steadiness=0.3)
+MODELS = parts([face_at(20, 14, 40)])
+
+
+@pytest.fixture(autouse=True)
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SEGMENT", 5)
+
+
+def frames(path: Path) -> list[tuple[int, torch.Tensor]]:
+    return [(frame.time, frame.pixels()) for frame in FileClip(path).frames()]
+
+
+def same(a: Path, b: Path) -> bool:
+    return all(s == t and torch.equal(x, y) for (s, x), (t, y) in zip(frames(a), frames(b), strict=True))
+
+
+def test_a_clip_is_restored_and_what_has_no_face_keeps_its_bits(make_clip: MakeClip, tmp_path: Path) -> None:
+    source = make_clip("a.mkv", 12)
+    result = restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS)
+    assert result.output == tmp_path / "out.mkv" and result.frames == 12 and result.found == 1
+    (track,) = result.tracks
+    assert (track.first, track.last, track.frames, track.missed) == (0.0, 0.48, 12, 0) and track.change is not None
+    before, after = frames(source), frames(result.output)
+    assert [t for t, _ in before] == [t for t, _ in after]
+    for (_, a), (_, b) in zip(before, after, strict=True):
+        assert torch.equal(a[..., :4], b[..., :4]) and not torch.equal(a[:, 20:50, 24:56], b[:, 20:50, 24:56])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "out.mkv"]
+
+
+def test_a_stop_leaves_a_clip_that_plays_and_resuming_gives_the_same_as_no_stop(make_clip: MakeClip, tmp_path: Path) -> None:
+    source = make_clip("a.mkv", 18)
+    whole = restore_clip(source, tmp_path / "whole", MODELS, None, LOSSLESS).output
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "restore" and done == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, progress=stop)
+    partial = tmp_path / "out.partial.mkv"
+    assert len(frames(partial)) == 12 and not (tmp_path / "out.mkv").exists()
+    seen: list[tuple[str, int]] = []
+    again = restore_clip(
+        source, tmp_path / "out", MODELS, None, LOSSLESS, resume=True, progress=lambda s, d, t: seen.append((s, d))
+    )
+    assert seen == [("restore", k) for k in range(11, 19)]
+    assert same(again.output, whole) and again.tracks[0].change == pytest.approx(0.9, abs=0.2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "out.mkv", "whole.mkv"]
+
+
+def test_resume_begins_anew_where_settings_or_source_have_changed(make_clip: MakeClip, tmp_path: Path) -> None:
+    source = make_clip("a.mkv", 8)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "restore" and done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, progress=stop)
+    seen: list[str] = []
+    calm = ClipSettings(codec="ffv1", steadiness=0.8)
+    restore_clip(source, tmp_path / "out", MODELS, None, calm, resume=True, progress=lambda s, d, t: seen.append(s))
+    assert seen.count("look") == 8 and seen.count("restore") == 8
+
+
+def test_processes_that_share_a_clip_make_the_same_clip(make_clip: MakeClip, tmp_path: Path) -> None:
+    source = make_clip("a.mkv", 18)
+    whole = restore_clip(source, tmp_path / "whole", MODELS, None, LOSSLESS).output
+    barrier = threading.Barrier(2)
+    results: list[ClipResult] = []
+
+    def work(index: int) -> None:
+        team = Team(index, 2, lambda: barrier.wait(60) and None)
+        results.append(restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, team=team))
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert len(results) == 2 and same(tmp_path / "out.mkv", whole)
+
+
+def test_no_file_is_replaced(make_clip: MakeClip, tmp_path: Path) -> None:
+    source = make_clip("a.mkv", 4)
+    (tmp_path / "out.mkv").write_text("mine")
+    with pytest.raises(InputError, match="a file is there already"):
+        restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS)
+    assert (tmp_path / "out.mkv").read_text() == "mine"
+    (tmp_path / ".b.mkv.lafr").mkdir()
+    (tmp_path / ".b.mkv.lafr" / "letter.txt").write_text("mine")
+    with pytest.raises(InputError, match="found other files in it"):
+        restore_clip(source, tmp_path / "b", MODELS, None, LOSSLESS)
+    assert (tmp_path / ".b.mkv.lafr" / "letter.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_sentence(make_clip: MakeClip, tmp_path: Path) -> None:
+    source = make_clip("a.mkv", 4)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ClipError, match="cannot be written"):
+        restore_clip(source, tmp_path / "file" / "out", MODELS, None, LOSSLESS)
+
+
+@pytest.mark.parametrize("bad", [{"crf": 60}, {"codec": "divx"}, {"steadiness": 2.0}, {"crff": 3}])
+def test_clip_settings_are_checked(bad: dict[str, object]) -> None:
+    with pytest.raises(SettingsError):
+        ClipSettings(**bad)  # type: ignore[arg-type]
+
+
+def test_the_command_line_restores_clips_beside_photos(
+    make_clip: MakeClip, tmp_path: Path, random_weights: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lafr_core.app.cli import main
+
+    source = make_clip("a.mp4", 6)
+    (tmp_path / "text.mp4").write_text("no film")
+    flags = {
+        "vae": "--vae",
+        "adapter": "--adapter",
+        "prior": "--prior",
+        "detector": "--detector-weights",
+        "embedder": "--embedder",
+    }
+    models = [text for kind, flag in flags.items() for text in (flag, str(random_weights[kind]))]
+    arguments = [
+        "restore", str(source), str(tmp_path / "text.mp4"), "-o", str(tmp_path / "out"), "--device", "cpu", "--crf", "8",
+        "--detector", "starter", "--report", str(tmp_path / "r.json"), *models,
+    ]  # fmt: skip
+    assert main(arguments) == 1
+    report = json.loads((tmp_path / "r.json").read_text())
+    good, bad = report["clips"]
+    assert good["output"] == str(tmp_path / "out" / "a.mp4") and good["frames"] == 6 and report["clip_settings"]["crf"] == 8
+    assert bad["status"] == "failed" and "not a clip that can be opened" in bad["reason"]
+    assert np.isclose(len(frames(tmp_path / "out" / "a.mp4")), 6)
+    capsys.readouterr()
+    assert main([*arguments[:2], *arguments[3:], "--resume"]) == 0
+    assert "done already" in capsys.readouterr().err
+    assert main([*arguments[:2], *arguments[3:]]) == 1
+    assert "a file is there already" in capsys.readouterr().err

@@ -129,7 +129,8 @@ def _one(
         with _bar(path, shown) as progress:
             result = restore_clip(
                 path, args.out / path.stem, models, settings, how,
-                resume=args.resume, overwrite=args.overwrite, references=references, signature=signature, team=team, progress=progress, seal=seal,
+                resume=args.resume, overwrite=args.overwrite, references=references,
+                signature=signature, team=team, progress=progress, seal=seal,
             )  # fmt: skip
     except KeyboardInterrupt:
         if shown:

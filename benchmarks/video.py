@@ -39,12 +39,11 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lafr_core.geometry import FFHQ_TEMPLATE, compose, invert, similarity
-from lafr_core.images.photos import Photo
 from lafr_core.models import open_models
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Matrix, Models
 from lafr_core.video import restore
-from lafr_core.video.frames import ClipInfo, PhotoFrame
+from lafr_core.video.batch import BatchClip
 from lafr_core.video.settings import ClipSettings
 from train.data.photos import load_pixels, read_split
 
@@ -231,21 +230,9 @@ def samples(data: Path, count: int, frames: int) -> list[Sample]:
     return result
 
 
-class TensorClip:
-    """Frames in memory as a clip."""
-
-    def __init__(self, frames: Tensor) -> None:
-        self.pictures = frames
-        self.info = ClipInfo("clip", (frames.shape[-2], frames.shape[-1]), Fraction(25), Fraction(1, 25), len(frames))
-
-    def frames(self, start: int = 0, times: Any = ()) -> Any:
-        for k in range(start, len(self.pictures)):
-            yield PhotoFrame(k, k, Photo(self.pictures[k]))
-
-
 def restored(sample: Sample, models: Models, settings: RestoreSettings, steadiness: float) -> tuple[Tensor, Any, float]:
     """(frames, survey, seconds of CPU)."""
-    clip, begin = TensorClip(sample.low), time.process_time()
+    clip, begin = BatchClip(sample.low), time.process_time()
     known = restore.survey(clip, models, settings, steadiness)
     done = [frame.frame.pixels() for frame in restore.restored_frames(clip, known, models, settings, steadiness)]
     return torch.stack(done), known, time.process_time() - begin

@@ -279,7 +279,7 @@ class _Work:
 
     def segments(self) -> list[Path]:
         """The finished segments from the first on, up to the first that is missing."""
-        paths = []
+        paths: list[Path] = []
         while self.has(len(paths)):
             paths.append(self.path(len(paths)))
         return paths

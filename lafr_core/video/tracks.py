@@ -300,6 +300,8 @@ def _parabolas(points: NDArray[np.float64], weight: NDArray[np.float64], reach: 
     sums = np.zeros((*weight.shape, 3, 2))
     for j, b in zip(offsets, bell, strict=True):
         low, high = max(0, -j), min(n, n - j)
+        if low >= high:  # the track is shorter than the window
+            continue
         w = b * weight[low + j : high + j]
         for power in range(5):
             moments[low:high, :, power] += w * float(j) ** power

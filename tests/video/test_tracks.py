@@ -98,6 +98,12 @@ def test_smoothing_halves_jitter_and_does_not_lag() -> None:
     assert abs(ahead - behind) < 0.15 * (ahead + behind)
 
 
+@pytest.mark.parametrize("length", [1, 4, 5, 9])
+def test_tracks_shorter_than_the_window_are_smoothed_too(length: int) -> None:
+    track, truth = jittered(np.stack([3.0 * np.arange(length), np.zeros(length)], -1), 0.0)
+    assert np.allclose(smoothed(track, 8).points, truth, atol=1e-2)
+
+
 def test_a_sudden_jump_stays_where_it_is() -> None:
     course = np.zeros((40, 2))
     course[20:] = 40.0

@@ -2,7 +2,7 @@
 
     python -m benchmarks.video_sheet clip ../shared/data/faces/val/portrait_male_45.jpg vhs.mp4 [--frames 24]
     python -m lafr_core restore vhs.mp4 -o steady
-    python -m benchmarks.video_sheet sheet vhs.mp4 steady/vhs.mp4 docs/images/clip.png [--first 10]
+    python -m benchmarks.video_sheet sheet vhs.mp4 steady/vhs.mp4 docs/images/clip.jpg [--first 10]
 
 The portrait moves as in benchmarks/video.py and becomes a tape: colours smeared sideways, trembling lines, grain that is new in
 each frame. The sheet's rows: the clip, its frames restored one by one, the clip restored steadily.
@@ -105,7 +105,7 @@ def make_sheet(before: Path, after: Path, out: Path, first: int) -> None:
         for k, cell in enumerate(row):
             sheet.paste(Image.fromarray((cell * 255 + 0.5).byte().permute(1, 2, 0).numpy()), (k * CELL, top + 20))
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    sheet.save(out, quality=88)
 
 
 def main() -> None:

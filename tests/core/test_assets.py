@@ -227,5 +227,5 @@ def test_samples_are_pictures_of_the_repository() -> None:
 
 def test_bundled_is_beside_the_library() -> None:
     assert assets.bundled("prior") == Path(lafr_core.__file__).parent / "weights" / "prior.safetensors"
-    with pytest.raises(CheckpointError, match="expected one of detector, vae, adapter, prior, embedder, got 'net'"):
+    with pytest.raises(CheckpointError, match="expected one of detector, vae, adapter, prior, embedder, trust, got 'net'"):
         assets.bundled("net")

@@ -24,7 +24,8 @@ def test_an_aligned_crop_that_nothing_changes_stays_as_sharp_as_it_was(
     pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "in.png")
     monkeypatch.setattr(batch, "restore_crops", lambda crops, faces, *_, **__: (crops.clone(), list(faces)))
-    batch.restore_crop(Job(tmp_path / "in.png", tmp_path / "out.png"), parts(), RestoreSettings())
+    made = batch.restore_crop(Job(tmp_path / "in.png", tmp_path / "out.png"), parts(), RestoreSettings())
+    made.save(tmp_path / "out.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), pixels)
 
 
@@ -38,6 +39,7 @@ def test_the_change_of_an_aligned_crop_lands_where_it_was_made(tmp_path: Path, m
         return changed, list(faces)
 
     monkeypatch.setattr(batch, "restore_crops", brighter)
-    batch.restore_crop(Job(tmp_path / "in.png", tmp_path / "out.png"), parts(), RestoreSettings(strength=0.5))
+    made = batch.restore_crop(Job(tmp_path / "in.png", tmp_path / "out.png"), parts(), RestoreSettings(strength=0.5))
+    made.save(tmp_path / "out.png")
     result = np.asarray(Image.open(tmp_path / "out.png")).astype(int)
     assert (result[60:90, 160:190] == 100 + round(0.2 * 0.5 * 255)).all() and (result[:, :140] == 100).all()

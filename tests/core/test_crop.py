@@ -128,7 +128,8 @@ def test_a_little_shrinking_is_filtered_too(shrink: float) -> None:
     """Stripes finer than the crop can show lose their contrast; without the filter they come back as broad false stripes."""
     photo = (torch.arange(1200) % 2).float().expand(1, 1200, 1200)
     seen = crop(photo, face_with(around(1 / shrink, 0, (600.0, 600.0))))[:, 40:-40, 40:-40]
-    assert float(seen.std()) < 0.25 * float(photo.std()) and float(seen.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(seen.std()) < 0.45 * float(photo.std())  # without the filter: 0.7
+    assert float(seen.mean()) == pytest.approx(0.5, abs=0.01)
 
 
 def test_crop_faces_takes_each_face_from_its_own_photo() -> None:

@@ -31,7 +31,7 @@ class Compare(io.ComfyNode):  # type: ignore[misc]
         return schema(
             "LAFR_Compare",
             "Compare Before/After (LAFR)",
-            "Shows photos before and after: under a slider where ComfyUI has one, else side by side. Shows the report as text.",
+            "Shows photos before and after side by side, and under a slider where ComfyUI has one. Shows the report as text.",
             [
                 io.Image.Input("before", tooltip="The photos as they came."),
                 io.Image.Input("after", tooltip="The same photos restored: as many, of the same size."),
@@ -58,9 +58,12 @@ class Compare(io.ComfyNode):  # type: ignore[misc]
         page = to_image(_sheet(*pairs))
         if report:
             say(report)
-        if not slider():
-            return io.NodeOutput(page, ui=ui.PreviewImage(page))
-        shown = {f"{side}_images": ui.PreviewImage(to_image(photos)).values for side, photos in zip("ab", pairs, strict=True)}
+        # The sheet always: the host's slider is drawn by Nodes 2.0 alone, and on the classic canvas nothing else would show.
+        shown = {"images": ui.PreviewImage(page).values}
+        if slider():
+            shown |= {
+                f"{side}_images": ui.PreviewImage(to_image(photos)).values for side, photos in zip("ab", pairs, strict=True)
+            }
         return io.NodeOutput(page, ui=shown)
 
 

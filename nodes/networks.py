@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from ..lafr_core.errors import CheckpointError, DownloadError, LafrError, MissingPackageError
 from ..lafr_core.faces import detectors, identity, parser
 from ..lafr_core.latent import adapter, prior, vae
+from ..lafr_core.settings import RestoreSettings
 from .memory import Managed, opened
 
 FOLDER = "lafr"
@@ -104,16 +106,20 @@ def open_embedder() -> Managed | None:
     return embedder
 
 
-def open_parser(mask: str) -> Any:
-    """The face parser for mask "parse", from the host's folders or facexlib's own; None for the other masks."""
-    if mask != "parse":
-        return None
+def open_parser(settings: RestoreSettings) -> tuple[RestoreSettings, Any, str]:
+    """The face parser for mask "parse", from the host's folders or facexlib's own; None for the other masks.
+
+    Where there is none the settings come back with mask "oval", and the sentence says what is missing; else it is ''.
+    """
+    if settings.mask != "parse":
+        return settings, None, ""
     path = host_file(parser.FILES)
-    return opened(("parser", *stamp(path)), partial(_parser, path))
-
-
-def _parser(path: Path | None, device: torch.device) -> Any:
     try:
-        return parser.open_parser(path, device)
-    except (CheckpointError, DownloadError) as error:
-        raise _with_folders(error, parser.FILES) from error
+        found = opened(("parser", *stamp(path)), lambda device: parser.open_parser(path, device))
+    except MissingPackageError as error:
+        return replace(settings, mask="oval"), None, f"mask oval instead of parse: {error}"
+    if found is None:
+        folders = ", ".join(map(str, face_folders()))
+        missing = f"facexlib with {' or '.join(parser.FILES)} in one of {folders}"
+        return replace(settings, mask="oval"), None, f"mask oval instead of parse: that needs {missing}"
+    return settings, found, ""

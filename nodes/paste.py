@@ -15,7 +15,7 @@ from ..lafr_core.faces.paste import paste_faces
 from ..lafr_core.settings import RestoreSettings
 from .faces import FaceSet
 from .layout import to_image, to_images, to_keep, to_mask
-from .memory import check_rows, host_progress
+from .memory import check_rows, host_progress, say
 from .networks import open_parser
 from .widgets import FACES, keep_input, schema, settings_inputs
 
@@ -59,13 +59,16 @@ class FacePaste(io.ComfyNode):  # type: ignore[misc]
         crops = to_images(restored)
         check_rows("restored", len(crops), len(faces))
         check_side(crops)
+        settings, parser, note = open_parser(settings)
+        if note:
+            say(note)
         crops = match_grain(match_color(crops, faces.crops, settings.color), faces.crops, settings.grain)
         pasted, masks = paste_faces(
             images,
             faces.faces,
             crops,
             settings,
-            parser=open_parser(settings.mask),
+            parser=parser,
             keep=to_keep(keep, images),
             progress=host_progress(),
         )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management as mm
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..lafr_core.errors import InputError
+from ..lafr_core.errors import CheckpointError, InputError
+from ..lafr_core.faces.people import meet
 from ..lafr_core.models import prior_note
-from ..lafr_core.pipeline import restore_faces
+from ..lafr_core.pipeline import References, restore_faces
 from ..lafr_core.settings import RestoreSettings, options
-from ..lafr_core.types import Models
+from ..lafr_core.types import Models, Person
 from .host import CONNECT, SD, HostVae, check_model, check_vae, raw_latent
 from .layout import to_boxes, to_image, to_images, to_keep
 from .lora import FewSteps, has_lafr_lora, without_lora
@@ -21,7 +23,7 @@ from .networks import open_adapter, open_detector, open_embedder, open_parser, o
 from .readout import before_after, report_text
 from .sample import empty_text, few_steps, noise_of, one_step
 from .starter import StarterHostVae, is_starter
-from .widgets import ADAPTER, ESSENTIALS, boxes_input, keep_input, schema, settings_inputs, timestep_input
+from .widgets import ADAPTER, ESSENTIALS, boxes_input, keep_input, make, schema, settings_inputs, timestep_input
 
 UNFOLDED = ("threshold", "faces", "fidelity", "strength", "mask", "detail")
 """What most people touch; the other widgets are folded away."""
@@ -76,6 +78,17 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
                 io.Image.Input("image", tooltip="One photo or a batch of photos of one size."),
                 *settings_inputs(tuple(options()), advanced=tuple(name for name in options() if name not in UNFOLDED)),
                 timestep_input(advanced=True),
+                make(
+                    io.Float.Input,
+                    "reference_weight",
+                    display_name="Reference weight",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="How much connected references lend to the faces. 0 = nothing.",
+                ),
                 io.Model.Input(
                     "model",
                     optional=True,
@@ -87,6 +100,11 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
                 ADAPTER.Input("adapter", optional=True, tooltip="Not connected = the starter adapter."),
                 boxes_input(),
                 keep_input(),
+                io.Image.Input(
+                    "references",
+                    optional=True,
+                    tooltip="Good photos of one person. Faces like theirs get back what restoration lost of the person.",
+                ),
             ],
             [
                 io.Image.Output(
@@ -106,23 +124,42 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
         cls,
         image: Tensor,
         timestep: int,
+        reference_weight: float,
         model: Any = None,
         vae: Any = None,
         adapter: Managed | None = None,
         bounding_boxes: Any = None,
         keep: Tensor | None = None,
+        references: Tensor | None = None,
         **values: Any,
     ) -> Any:
-        settings = RestoreSettings(**values)
+        settings, parser, mask_note = open_parser(RestoreSettings(**values))
         images = to_images(image)
-        models = open_models(settings, timestep, model, vae, adapter)
+        models = replace(open_models(settings, timestep, model, vae, adapter), parser=parser)
         boxes = to_boxes(bounding_boxes, images.shape[0])
         progress = telling(host_progress())
-        result = restore_faces(images, models, settings, boxes=boxes, keep=to_keep(keep, images), progress=progress)
-        note = models.prior.note if isinstance(models.prior, HostPrior) else ""
-        report = "\n".join(filter(None, (report_text(result, settings, models.device), prior_note(models), note)))
+        people = () if references is None else (person(references, models, settings),)
+        result = restore_faces(
+            images,
+            models,
+            settings,
+            boxes=boxes,
+            keep=to_keep(keep, images),
+            references=References(people, reference_weight),
+            progress=progress,
+        )
+        model_note = models.prior.note if isinstance(models.prior, HostPrior) else ""
+        notes = prior_note(models), model_note, mask_note
+        report = "\n".join(filter(None, (report_text(result, settings, models.device), *notes)))
         say(report)
         return io.NodeOutput(to_image(result.images, like=image), to_image(before_after(images, result)), report)
+
+
+def person(references: Tensor, models: Models, settings: RestoreSettings) -> Person:
+    """The person in a batch of good photos. Raises InputError when none shows a face, CheckpointError without an embedder."""
+    if models.embedder is None:
+        raise CheckpointError("references: expected a face embedder, found none; install the pack again or disconnect them")
+    return meet("reference", list(to_images(references)), models.detector, models.embedder, settings)
 
 
 def open_models(settings: RestoreSettings, timestep: int, model: Any, vae: Any, adapter: Managed | None) -> Models:
@@ -149,6 +186,5 @@ def open_models(settings: RestoreSettings, timestep: int, model: Any, vae: Any, 
         aligner=adapter if adapter is not None else open_adapter(None),
         prior=prior,
         embedder=open_embedder(),
-        parser=open_parser(settings.mask),
         device=mm.get_torch_device(),
     )

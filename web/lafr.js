@@ -18,9 +18,15 @@ app.registerExtension({
   nodeCreated(node) {
     const definition = node.constructor.nodeData;
     if (!definition?.name?.startsWith("LAFR_") || globalThis.LiteGraph?.vueNodesMode) return;
+    // On this canvas the host's slider only says that it wants Nodes 2.0; the node shows the sheet instead.
+    for (const widget of node.widgets ?? []) if (widget.name === "compare_view") widget.hidden = true;
     const folded = (node.widgets ?? []).filter((widget) => advanced(definition).includes(widget.name));
     if (!folded.length) return;
-    for (const widget of folded) widget.advanced = true;
+    for (const widget of folded) {
+      widget.advanced = true;
+      // The canvas hides them but leaves their rows empty.
+      widget.computeSize = (width) => (node.showAdvanced ? [width ?? 0, LiteGraph.NODE_WIDGET_HEIGHT] : [0, -4]);
+    }
     const label = () => (node.showAdvanced ? "fewer options" : `${folded.length} more options`);
     // Not serialized: saved workflows hold the node's own widgets only.
     const button = node.addWidget("button", label(), null, () => {

@@ -67,13 +67,13 @@ CACHE = Cache()
 
 
 @contextlib.contextmanager
-def opened(request: Request, reference: Image.Image | None = None) -> Iterator[Opened]:
+def opened(request: Request, reference: Image.Image | None = None, broken: str = "") -> Iterator[Opened]:
     """The models that carry out ``request``.
 
     What cannot be used here is no error: a checkpoint gives way to the starter, a detector to LAFR's own, mask "parse" to
-    "oval", and a note says why. Call it and use the models under :func:`lafr_webui.host.neutral`.
-    Raises LafrError when the starter's files are damaged, when identity guidance has
-    no embedder or when the reference photo shows no face.
+    "oval", and a note says why. ``broken``: why the checkpoint is not even tried. Call it and use the models under
+    :func:`lafr_webui.host.neutral`. Raises LafrError when the starter's files are damaged, when identity guidance has no
+    embedder or when the reference photo shows no face.
     """
     starter = starter_parts(request.restore)
     models = starter.models
@@ -83,12 +83,20 @@ def opened(request: Request, reference: Image.Image | None = None) -> Iterator[O
     with contextlib.ExitStack() as stack:
         if request.engine.engine == "checkpoint":
             try:
+                if broken:
+                    raise CheckpointError(broken)
                 checkpoint = stack.enter_context(loaded.checkpoint(request.engine.lora))
             except CheckpointError as error:
                 starter = replace(starter, notes=(*starter.notes, f"starter engine used ({error})"))
             else:
+                through = models.vae
+                if request.engine.identity and not getattr(checkpoint.vae, "differentiable", lambda: True)():
+                    note = "identity works through the starter's VAE (this webui's gives no gradients)"
+                    starter = replace(starter, notes=(*starter.notes, note))
+                else:
+                    through = checkpoint.vae
+                guide = _guide(replace(models, vae=through), request.engine, person)
                 models = replace(models, vae=checkpoint.vae, prior=None)
-                guide = _guide(models, request.engine, person)
                 yield replace(starter, models=replace(models, sampler=_sampler(checkpoint, request.engine, guide)))
                 return
         guide = _guide(models, request.engine, person)

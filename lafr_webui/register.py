@@ -11,7 +11,7 @@ def register() -> None:
     """
     from modules import script_callbacks, shared
 
-    from . import api, face_restorer, options, record
+    from . import api, face_restorer, options, panel, record
 
     def settings_page() -> None:
         _try("settings page", lambda: options.add_to(shared.opts))
@@ -21,6 +21,7 @@ def register() -> None:
 
     _try("settings page", lambda: script_callbacks.on_ui_settings(settings_page))
     _try("API route", lambda: script_callbacks.on_app_started(route))
+    _try("numbered faces", lambda: script_callbacks.on_after_component(panel.remember_source))
     _try("lines in saved pictures", lambda: script_callbacks.on_before_image_saved(record.before_saved))
     _try("Restore faces", lambda: face_restorer.register(shared.face_restorers))
 

@@ -41,7 +41,7 @@ def restore(image: Image.Image, request: Request, reference: Image.Image | None 
     so: one bad picture must not end a batch of two hundred.
     """
     try:
-        return _restore(image, request, reference)
+        return _restore_somehow(image, request, reference)
     except Cancelled:
         host.free_memory()
         return Result(image, report("stopped", request))
@@ -58,12 +58,27 @@ def restore(image: Image.Image, request: Request, reference: Image.Image | None 
         return Result(image, report("failed", request, note=f"{type(error).__name__} {error}"), error=error)
 
 
-def _restore(image: Image.Image, request: Request, reference: Image.Image | None) -> Result:
+def _restore_somehow(image: Image.Image, request: Request, reference: Image.Image | None) -> Result:
+    """With the loaded checkpoint if that is wanted and works; a webui that holds it in a way nobody foresaw costs the
+    checkpoint, not the restoration.
+    """
+    try:
+        return _restore(image, request, reference)
+    except (LafrError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if request.engine.engine != "checkpoint":
+            raise
+        host.report("LAFR: the loaded checkpoint", error)
+        return _restore(image, request, reference, f"checkpoint: cannot be used here ({type(error).__name__} {error})")
+
+
+def _restore(image: Image.Image, request: Request, reference: Image.Image | None, broken: str = "") -> Result:
     host.poll()
     if request.restore.strength == 0:
         return Result(image, report("ok", request))
-    with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference) as opened:
-        photo = photos.from_pil(_bare(image))
+    with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference, broken) as opened:
+        photo = photos.from_pil(bare(image))
         done = restore_faces(photo.pixels[None], opened.models, opened.settings, progress=progress)
         (found,), notes = done.found, [*done.left_out(0, opened.settings), *opened.notes]
         if not done.faces:
@@ -80,7 +95,7 @@ def _restore(image: Image.Image, request: Request, reference: Image.Image | None
     return Result(restored, report("ok", request, done.faces, "; ".join(notes), found), done.faces)
 
 
-def _bare(image: Image.Image) -> Image.Image:
+def bare(image: Image.Image) -> Image.Image:
     """A copy without EXIF: the webui has applied its orientation (Forge) or ignores it (A1111), and the size must stay what
     it is.
     """

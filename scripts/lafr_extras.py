@@ -3,7 +3,7 @@
 from modules import scripts_postprocessing
 
 # Everything is imported now: A1111 takes this folder's parent off sys.path again once the script is loaded.
-from lafr_webui import api, extras, face_restorer, options, record, register  # noqa: F401
+from lafr_webui import api, extras, face_restorer, options, panel, record, register  # noqa: F401
 
 
 class LafrPostprocessing(scripts_postprocessing.ScriptPostprocessing):

@@ -37,10 +37,19 @@ class Component:
     def __exit__(self, *_: Any) -> bool:
         return False
 
+    def click(self, fn: Any, inputs: Any, outputs: Any, **_: Any) -> None:
+        self.clicked = (fn, inputs, outputs)
+
 
 def gradio() -> types.ModuleType:
     module = types.ModuleType("gradio")
-    module.__getattr__ = lambda name: type(name, (Component,), {})  # type: ignore[method-assign]
+
+    def component(name: str) -> type:
+        if name.startswith("__"):  # no package: gradio.context is not to be had
+            raise AttributeError(name)
+        return type(name, (Component,), {})
+
+    module.__getattr__ = component  # type: ignore[method-assign]
     return module
 
 
@@ -154,7 +163,12 @@ class Webui:
 
     def __init__(self, monkeypatch: Any, real_runner: bool, folder: Path = Path("nowhere")) -> None:
         self.shown: list[str] = []
-        self.callbacks: dict[str, list[Any]] = {"ui_settings": [], "app_started": [], "before_image_saved": []}
+        self.callbacks: dict[str, list[Any]] = {
+            "ui_settings": [],
+            "app_started": [],
+            "before_image_saved": [],
+            "after_component": [],
+        }
         self.real_runner = real_runner
         for name in [name for name in sys.modules if name == "modules" or name.startswith("modules.")]:
             monkeypatch.delitem(sys.modules, name)
@@ -204,6 +218,7 @@ class Webui:
             "script_callbacks",
             on_ui_settings=self.callbacks["ui_settings"].append,
             on_app_started=self.callbacks["app_started"].append,
+            on_after_component=self.callbacks["after_component"].append,
             on_before_image_saved=self.callbacks["before_image_saved"].append,
         )
         if real_runner:

@@ -1,0 +1,20 @@
+"""What the preset buttons set: whole answers to "how strongly?", for people who do not want to know every slider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "Gentle": {"fidelity": 1.0, "detail": 0.5, "strength": 0.7, "identity": 0.0},
+    "Default": {"fidelity": 0.75, "detail": 1.0, "strength": 1.0, "identity": 0.0},
+    "Strong": {"fidelity": 0.3, "detail": 1.0, "strength": 1.0, "identity": 0.0},
+    "With reference": {"fidelity": 0.5, "detail": 1.0, "strength": 1.0, "identity": 1.0},
+}
+"""Button -> values of settings. Every preset sets the same ones, so that the last button pressed is what counts."""
+
+HELP = {
+    "Gentle": "For photos that are nearly good: stays close to the photo and blends with it.",
+    "Default": "The values LAFR starts with.",
+    "Strong": "For small, blurred and noisy faces: trusts what LAFR knows of faces; look at the result.",
+    "With reference": "Pulls the face towards the person in the reference photo below.",
+}

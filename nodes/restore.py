@@ -25,8 +25,22 @@ from .sample import empty_text, few_steps, noise_of, one_step
 from .starter import StarterHostVae, is_starter
 from .widgets import ADAPTER, ESSENTIALS, boxes_input, keep_input, make, schema, settings_inputs, timestep_input
 
+FIRST = (
+    "detector", "threshold", "min_face", "max_face", "sort", "top_k", "faces", "rotate", "detect_side", "small_faces",
+    "fidelity", "strength", "mask", "feather", "color", "grain", "identity_warning", "batch_size", "detail",
+)  # fmt: skip
+"""The settings whose widgets stand before the node's own, in the order of saved workflows. Later settings stand at the end."""
 UNFOLDED = ("threshold", "faces", "fidelity", "strength", "mask", "detail")
 """What most people touch; the other widgets are folded away."""
+
+
+def later() -> tuple[str, ...]:
+    """The settings that came after :data:`FIRST`."""
+    return tuple(name for name in options() if name not in FIRST)
+
+
+def folded(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in UNFOLDED)
 
 
 class HostPrior:
@@ -76,7 +90,7 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
             "Finds, restores and pastes back every face of the photos. Needs no checkpoint; connect one to restore with it.",
             [
                 io.Image.Input("image", tooltip="One photo or a batch of photos of one size."),
-                *settings_inputs(tuple(options()), advanced=tuple(name for name in options() if name not in UNFOLDED)),
+                *settings_inputs(FIRST, advanced=folded(FIRST)),
                 timestep_input(advanced=True),
                 make(
                     io.Float.Input,
@@ -89,6 +103,7 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
                     advanced=True,
                     tooltip="How much connected references lend to the faces. 0 = nothing.",
                 ),
+                *settings_inputs(later(), advanced=folded(later())),
                 io.Model.Input(
                     "model",
                     optional=True,

@@ -232,3 +232,22 @@ def test_templates_start_from_what_comes_with_the_pack_and_say_what_they_need(fi
     assert "LoadImage" not in types and types & {"LAFR_SamplePhoto", "LAFR_LoadFolder"}
     (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "Note"]
     assert ("NEEDS an SD 1.5 checkpoint" in note) == ("CheckpointLoaderSimple" in types)
+
+
+def test_the_main_nodes_widgets_stay_where_saved_workflows_have_them(schemas: dict[str, Any]) -> None:
+    """A workflow holds values by position: a new widget may only come after these."""
+    kinds = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    order = [one.id for one in schemas["LAFR_RestoreFaces"].inputs if one.io_type in kinds]
+    first = "detector threshold min_face max_face sort top_k faces rotate detect_side small_faces fidelity strength mask"
+    assert order[:21] == [
+        *first.split(), "feather", "color", "grain", "identity_warning", "batch_size", "detail", "timestep", "reference_weight"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", workflows(), ids=lambda file: file.stem)
+def test_templates_hold_the_defaults_of_the_main_node(schemas: dict[str, Any], file: Path) -> None:
+    kinds = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    defaults = [one.kwargs["default"] for one in schemas["LAFR_RestoreFaces"].inputs if one.io_type in kinds]
+    for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]:
+        if node["type"] == "LAFR_RestoreFaces":
+            assert node["widgets_values"] == defaults

@@ -32,11 +32,12 @@ def guidance_inputs() -> list[Any]:
             io.Float.Input,
             "identity_weight",
             display_name="Identity weight",
-            default=1.0,
+            default=0.0,
             min=0.0,
-            max=10.0,
+            max=1.0,
             step=0.05,
-            tooltip="How hard each step is pulled towards the person's identity. 0 = no guidance. Too much gives artefacts.",
+            tooltip="How far a step may be pulled towards the identity. 0 = no guidance: "
+            "measured, the pull makes no face more like the person.",
         ),
         make(
             io.Float.Input,

@@ -484,6 +484,7 @@ def test_no_face_passes_through_every_node(host: hostenv.Host, starter: Any) -> 
 
 def test_the_whole_job_on_a_real_face(host: hostenv.Host, photo: Tensor) -> None:
     values = {name: default for name, (_, default) in host.core("settings").options().items()}
+    values["reference_weight"] = 1.0
     batch = torch.cat([photo, torch.full_like(photo, 0.5)])
     image, sheet, report = host.nodes.RestoreFaces.execute(batch, 399, **values).result
     assert image.shape == batch.shape and torch.equal(image[1], batch[1])
@@ -492,6 +493,10 @@ def test_the_whole_job_on_a_real_face(host: hostenv.Host, photo: Tensor) -> None
     assert report.startswith("2 photos, 1 face, on cpu") and "photo 1: no face found, unchanged" in report
     same, _, _ = host.nodes.RestoreFaces.execute(batch, 399, **{**values, "strength": 0.0}).result
     assert torch.equal(same, batch)
+    helped, _, report = host.nodes.RestoreFaces.execute(photo, 399, references=photo.flip(2), **values).result
+    assert not torch.equal(helped, image[:1]) and "likeness" in report and "(reference)" in report and "trust" in report
+    with pytest.raises(Exception, match="no face found in the photos of 'reference'"):
+        host.nodes.RestoreFaces.execute(photo, 399, references=batch[1:], **values)
     unlike, report = host.nodes.IdentityScore.execute(photo, image[:1]).result
     assert -1 <= unlike <= 1 and report.startswith("pair 0: ")
     itself, _ = host.nodes.IdentityScore.execute(photo, photo).result

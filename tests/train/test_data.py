@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from train_tiny import faces_at
 
 from lafr_core.errors import InputError
@@ -134,3 +135,51 @@ def test_manifest_hash_changes_with_the_files(tmp_path: Path) -> None:
     first = data.manifest_hash(pictures)
     assert first == data.manifest_hash(data.find_pictures(str(tmp_path)))
     assert first != data.manifest_hash(pictures[:2])
+
+
+def test_tar_shards_are_read_where_they_lie(tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    from train.data.drawn import draw_face
+
+    folder, tars = tmp_path / "plain", tmp_path / "tars"
+    folder.mkdir()
+    tars.mkdir()
+    for number in range(3):
+        Image.fromarray((draw_face(number, 64) * 255).astype(np.uint8)).save(folder / f"{number}.png")
+    for name, numbers in (("a.tar", (0, 1)), ("b.tar", (2,))):
+        with tarfile.open(tars / name, "w") as archive:
+            for number in numbers:
+                archive.add(folder / f"{number}.png", f"{number}.png")
+                note = tarfile.TarInfo(f"{number}.json")
+                note.size = 2
+                archive.addfile(note, io.BytesIO(b"{}"))
+    ours, theirs = data.find_pictures(str(tars)), data.find_pictures(str(folder))
+    assert [p.name for p in ours] == ["a.tar/0.png", "a.tar/1.png", "b.tar/2.png"]
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.array_equal(data.load_picture(a, 64), data.load_picture(b, 64))
+    assert data.find_pictures(str(tars / "b.tar")) == ours[2:]
+    assert data.readable(ours) == (ours, [])
+    assert data.manifest_hash(ours) != data.manifest_hash(ours[:2])
+    (tars / "c.tar").write_bytes(b"no tar at all")
+    with pytest.raises(InputError, match=r"c\.tar: not a readable tar shard"):
+        data.find_pictures(str(tars))
+
+
+def test_parquet_rows_are_read_where_they_lie(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    from train.data.drawn import draw_face
+
+    rows = []
+    for number in range(3):
+        file = tmp_path / f"{number}.png"
+        Image.fromarray((draw_face(number, 64) * 255).astype(np.uint8)).save(file)
+        rows.append({"bytes": file.read_bytes(), "path": file.name})
+        file.unlink()
+    parquet.write_table(pyarrow.table({"image": rows, "label": [0, 1, 2]}), tmp_path / "a.parquet", row_group_size=2)
+    pictures = data.find_pictures(str(tmp_path))
+    assert [p.name for p in pictures] == ["a.parquet/0.0", "a.parquet/0.1", "a.parquet/1.0"]
+    assert np.allclose(data.load_picture(pictures[2], 64), draw_face(2, 64), atol=1 / 255)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,33 +27,48 @@ from lafr_core.errors import InputError
 from lafr_core.images.degrade import Drawn
 from lafr_core.types import Matrix
 from train.config import Data
+from train.data import sources
 from train.data.degradation import spoil
 from train.data.drawn import draw_face
 from train.data.photos import Portrait, aligned_crop, read_split
+from train.data.sources import Inside
 
 log = logging.getLogger("train.data")
 Source = TypeVar("Source")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DRAWN = "drawn:"
+DECODED = 2000
+"""Up to so many chosen pictures are decoded at the start, so that bad ones are known then."""
 DRAWN_PARAMETERS = ("sigma_x", "sigma_y", "angle", "ratio", "noise", "quality", "gray")
 """What of a :class:`~lafr_core.images.degrade.Drawn` a batch carries along in ``drawn`` (B, 7)."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One source picture: a file (with the matrix of its crop, where landmarks are known) or a number to draw one from."""
+    """One source picture: a file (with the matrix of its crop, where landmarks are known), a place inside a tar or parquet
+    file, or a number to draw one from.
+    """
 
     name: str
     path: Path | None = None
     matrix: Matrix | None = None
     number: int = 0
+    inside: Inside | None = None
+
+    def open(self) -> Image.Image:
+        """The picture's file, decoded when it is used. Raises OSError and Pillow's errors."""
+        if self.inside is not None and self.path is not None:
+            return Image.open(io.BytesIO(sources.read(self.path, self.inside)))
+        assert self.path is not None
+        return Image.open(self.path)
 
 
 def find_pictures(source: str, split: str = "train") -> list[Picture]:
     """All pictures of ``source``, in an order that does not depend on the file system.
 
-    source: ``drawn:N``; a folder with ``manifest.csv`` (of ``prepare``) or ``faces.csv`` (whole photos with landmarks);
-    or any folder, searched to any depth. Raises InputError when there is nothing.
+    source: ``drawn:N``; a folder with ``manifest.csv`` (of ``prepare``) or ``faces.csv`` (whole photos with landmarks); tar
+    shards or parquet files, one or a folder of them; or any folder, searched to any depth. Raises InputError when there is
+    nothing.
     """
     if source.startswith(DRAWN):
         count = int(source.removeprefix(DRAWN))
@@ -66,6 +82,8 @@ def find_pictures(source: str, split: str = "train") -> list[Picture]:
     elif (root / "faces.csv").is_file():
         photos = read_split(root, split)
         pictures = [Picture(p.path.relative_to(root).as_posix(), p.path, p.matrix) for p in photos]
+    elif shards := sources.containers(root):
+        pictures = [Picture(name, path, inside=place) for path in shards for name, place in sources.inside(path, SUFFIXES)]
     else:
         files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         pictures = [Picture(p.relative_to(root).as_posix(), p) for p in files]
@@ -77,13 +95,17 @@ def find_pictures(source: str, split: str = "train") -> list[Picture]:
 def readable(pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
     """The pictures that decode, and the names of those that do not; each of the latter is logged. Raises InputError if none
     does.
+
+    Of more than :data:`DECODED` pictures only the headers are read: seventy thousand are not decoded before the first step.
     """
+    whole = len(pictures) <= DECODED
     good, bad = [], []
     for picture in pictures:
         try:
             if picture.path is not None:
-                with Image.open(picture.path) as image:
-                    image.load()
+                with picture.open() as image:
+                    if whole:
+                        image.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             bad.append(picture.name)
             log.warning("skipped %s: cannot be decoded (%s)", picture.name, error)
@@ -144,6 +166,7 @@ def manifest_hash(pictures: Sequence[Picture]) -> str:
     digest = hashlib.sha256()
     for picture in pictures:
         size = picture.path.stat().st_size if picture.path is not None else picture.number
+        size = picture.inside.size if picture.inside is not None else size
         digest.update(f"{picture.name}\0{size}\n".encode())
     return digest.hexdigest()
 
@@ -152,16 +175,24 @@ def load_picture(picture: Picture, size: int) -> NDArray[np.float32]:
     """(size, size, 3) float32 RGB in [0, 1]. Files of other shapes are cut to their middle square and resampled."""
     if picture.path is None:
         return draw_face(picture.number, size)
-    with Image.open(picture.path) as image:
-        image = image.convert("RGB")
-        if picture.matrix is None:
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-            if side != size:
-                image = image.resize((size, size), Image.Resampling.LANCZOS)
-            return np.asarray(image, dtype=np.float32) / np.float32(255)
-        pixels = np.asarray(image)
+    try:
+        with picture.open() as opened:
+            image = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{picture.name}: cannot be decoded ({error}); delete it or fetch it again, then resume") from error
+    return _squared(image, picture, size)
+
+
+def _squared(image: Image.Image, picture: Picture, size: int) -> NDArray[np.float32]:
+    """The decoded picture as a crop: by its landmarks, or its middle square."""
+    if picture.matrix is None:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        if side != size:
+            image = image.resize((size, size), Image.Resampling.LANCZOS)
+        return np.asarray(image, dtype=np.float32) / np.float32(255)
+    pixels = np.asarray(image)
     crop = aligned_crop(pixels, picture.matrix).permute(1, 2, 0).numpy()
     if crop.shape[0] == size:
         return crop

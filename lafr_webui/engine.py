@@ -14,20 +14,18 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from lafr_core.errors import CheckpointError, DownloadError, InputError, LafrError, MissingPackageError
-from lafr_core.faces import detectors, parser
+from lafr_core.faces import detectors, parser, people
 from lafr_core.faces.crop import crop_faces, place
 from lafr_core.faces.detect import detect_faces
 from lafr_core.faces.detectors import retinaface, scrfd
 from lafr_core.images import photos
-from lafr_core.latent import guidance
 from lafr_core.models import open_models
-from lafr_core.pipeline import ignore_progress
+from lafr_core.pipeline import NO_REFERENCES, References, ignore_progress
 from lafr_core.settings import RestoreSettings
 from lafr_core.store import assets
-from lafr_core.types import Models, Parser, Sampler
+from lafr_core.types import Models, Parser, Person, Sampler
 
 from . import host, loaded
 from .sampling import FewSteps, Guide, GuidedPrior, OneStep
@@ -44,18 +42,20 @@ class Opened:
     models: Models
     settings: RestoreSettings
     """The request's, but for what cannot be had here."""
+    references: References = NO_REFERENCES
+    """The person in the reference photo."""
     notes: tuple[str, ...] = ()
     """Sentences: what is done instead of what was asked."""
 
 
 @dataclass
 class Cache:
-    """What is kept between pictures: one set of starter models and one reference photo's embedding, never more."""
+    """What is kept between pictures: one set of starter models and one reference photo's person, never more."""
 
     key: tuple[Any, ...] | None = None
     opened: Opened | None = None
     reference_key: tuple[Any, ...] | None = None
-    reference: Tensor | None = None
+    reference: Person | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def clear(self) -> None:
@@ -77,9 +77,10 @@ def opened(request: Request, reference: Image.Image | None = None, broken: str =
     """
     starter = starter_parts(request.restore)
     models = starter.models
-    person = (
-        reference_embedding(reference, models, request.restore) if reference is not None and request.engine.identity else None
-    )
+    references = NO_REFERENCES
+    if reference is not None and request.engine.identity:
+        references = References((reference_person(reference, models, request.restore),), request.engine.identity)
+    starter = replace(starter, references=references)
     with contextlib.ExitStack() as stack:
         if request.engine.engine == "checkpoint":
             try:
@@ -95,11 +96,11 @@ def opened(request: Request, reference: Image.Image | None = None, broken: str =
                     starter = replace(starter, notes=(*starter.notes, note))
                 else:
                     through = checkpoint.vae
-                guide = _guide(replace(models, vae=through), request.engine, person)
+                guide = _guide(replace(models, vae=through), request.engine, references)
                 models = replace(models, vae=checkpoint.vae, prior=None)
                 yield replace(starter, models=replace(models, sampler=_sampler(checkpoint, request.engine, guide)))
                 return
-        guide = _guide(models, request.engine, person)
+        guide = _guide(models, request.engine, references)
         if guide is not None and models.prior is not None:
             models = replace(models, sampler=GuidedPrior(models.prior, guide))
         yield replace(starter, models=models)
@@ -133,7 +134,7 @@ def _open(settings: RestoreSettings, device: torch.device, folders: tuple[Path, 
             opened = replace(opened, parser=_parser(device, folders, download))
         except LafrError as error:
             notes.append(f"mask oval used ({error})")
-    return Opened(opened, settings, tuple(notes))
+    return Opened(opened, settings, notes=tuple(notes))
 
 
 def _detector(name: str, folders: tuple[Path, ...], download: bool) -> tuple[str, str]:
@@ -165,8 +166,8 @@ def _mask(settings: RestoreSettings, opened: Models) -> str:
     return "oval" if settings.mask == "parse" and opened.parser is None else settings.mask
 
 
-def reference_embedding(photo: Image.Image, models: Models, settings: RestoreSettings) -> Tensor:
-    """Unit vector (D,) of the largest face of the reference photo. Raises InputError where there is none."""
+def reference_person(photo: Image.Image, models: Models, settings: RestoreSettings) -> Person:
+    """The person with the largest face of the reference photo. Raises InputError where there is none."""
     if models.embedder is None:
         raise _no_embedder()
     key = (CACHE.key, hashlib.sha256(photo.tobytes()).digest(), photo.size, photo.mode, settings.threshold)
@@ -178,16 +179,17 @@ def reference_embedding(photo: Image.Image, models: Models, settings: RestoreSet
         if not faces:
             raise InputError("reference photo: no face found; use a clearer one or lower the detection threshold")
         crops = crop_faces(image, faces).to(models.device, torch.float32)
-        CACHE.reference_key, CACHE.reference = key, guidance.reference_embedding(models.embedder, crops)
+        CACHE.reference_key, CACHE.reference = key, people.known("reference", crops, models.embedder)
     return CACHE.reference
 
 
-def _guide(models: Models, engine: EngineSettings, person: Tensor | None) -> Guide | None:
-    if engine.identity == 0:
+def _guide(models: Models, engine: EngineSettings, references: References) -> Guide | None:
+    """The pull to the face's own look; a reference photo lends instead, which helps more (docs/identity.md)."""
+    if engine.identity == 0 or references.people:
         return None
     if models.embedder is None:
         raise _no_embedder()
-    return Guide(models.vae, models.embedder, engine.identity, person)
+    return Guide(models.vae, models.embedder, engine.identity)
 
 
 def _sampler(checkpoint: loaded.Checkpoint, engine: EngineSettings, guide: Guide | None) -> Sampler:

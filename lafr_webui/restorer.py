@@ -79,7 +79,9 @@ def _restore(image: Image.Image, request: Request, reference: Image.Image | None
         return Result(image, report("ok", request))
     with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference, broken) as opened:
         photo = photos.from_pil(bare(image))
-        done = restore_faces(photo.pixels[None], opened.models, opened.settings, progress=progress)
+        done = restore_faces(
+            photo.pixels[None], opened.models, opened.settings, references=opened.references, progress=progress
+        )
         (found,), notes = done.found, [*done.left_out(0, opened.settings), *opened.notes]
         if not done.faces:
             status = "none selected" if found else "no face"

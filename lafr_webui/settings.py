@@ -29,9 +29,9 @@ class EngineSettings:
     )  # fmt: skip
     identity: float = option(
         0.0, "Identity weight",
-        "Pulls each face towards the person in the reference photo, or in the photo itself when there is none. "
-        "0 = off; slower above 0.",
-        low=0.0, high=4.0, step=0.1,
+        "How much the reference photo lends to the face it shows, 0 = nothing. Without a reference photo the face is pulled to "
+        "its own look, which measured helps nothing: leave it at 0 then.",
+        low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
     timestep: int = option(
         399,

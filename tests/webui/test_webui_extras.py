@@ -299,7 +299,7 @@ def test_knobs_of_the_panel_change_the_picture(webui, parts, values):
 
 def test_reference_photo_changes_the_picture_and_needs_a_face(webui, parts):
     runner = webui.runner()
-    values = {"enable": True, "identity": 3.0}
+    values = {"enable": True, "identity": 1.0}
     other = Image.effect_noise((160, 120), 90).convert("RGB")
     other.putpixel((8, 20), (255, 0, 0))
     alone = webui.run(photo(), values, runner)

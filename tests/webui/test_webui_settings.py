@@ -84,7 +84,7 @@ def test_sliders_and_json_do_not_tell_floats_from_ints():
         ({"steps": 0}, "steps: expected 1 to 50, got 0"),
         ({"steps": 2.5}, "steps: expected int, got 2.5"),
         ({"engine": "sdxl"}, "engine: expected one of starter, checkpoint, got 'sdxl'"),
-        ({"identity": float("nan")}, "identity: expected 0.0 to 4.0"),
+        ({"identity": float("nan")}, "identity: expected 0.0 to 1.0"),
         ({"fidelity": 1.5}, "fidelity: expected 0.0 to 1.0"),
     ],
 )

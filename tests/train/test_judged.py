@@ -1,0 +1,92 @@
+"""Judged while it trains, and spoilt as the papers do it: the validation curve, its best step, stopping early, the recipes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from train_tiny import settings
+
+from train import config
+from train.data import degradation
+from train.data.drawn import draw_face
+from train.engine import checkpoints, journal, loop, run
+from train.tasks.codebook import CodebookTask
+
+ONE = SimpleNamespace(is_main_process=True, num_processes=1, device=torch.device("cpu"))
+
+
+def test_the_curve_knows_its_best_step_and_when_enough_is_enough(tmp_path: Path) -> None:
+    settings_ = config.Log(best="identity", patience=2)
+    curve = journal.Curve(tmp_path, settings_, 0, ONE)
+    found = [
+        curve.add(step, lambda v=value: {"identity": v, "psnr": 20.0}) for step, value in ((10, 0.5), (20, 0.7), (30, 0.6))
+    ]
+    assert found == [(True, False), (True, False), (False, False)] and curve.best == 20
+    assert curve.add(40, lambda: {"identity": 0.65, "psnr": float("nan")}) == (False, True)  # two without a better one
+    again = journal.Curve(tmp_path, settings_, 30, ONE)  # resumed at step 30: what came later is forgotten
+    assert [int(row["step"]) for row in again.rows] == [10, 20, 30] and again.best == 20
+    assert journal.Curve(tmp_path, replace(settings_, best="psnr"), 40, ONE).best == 10
+
+
+def test_a_run_is_judged_keeps_its_best_and_stops_early(tmp_path: Path) -> None:
+    conf = settings(tmp_path, "run", **{
+        "data.validation": "drawn:2", "log.validate_every": 1, "log.validation_faces": 2, "log.patience": 2, "log.best": "psnr",
+        "log.keep": 1, "log.save_every": 50, "codebook.steps": 30, "codebook.lr": 1e-9, "codebook.kmeans_at": [0],
+    })  # fmt: skip
+    run.run(CodebookTask, conf)
+    out = Path(conf.log.out) / "codebook"
+    rows = journal.read_rows(out / "validation.csv")
+    assert (
+        len(rows) < 30 and {"psnr", "ssim", "identity", "sharpness"} <= set(rows[0]) and all(r["sharpness"] <= 0 for r in rows)
+    )
+    best = max(rows, key=lambda row: row["psnr"])["step"]
+    kept = [int(p.name.removeprefix("step_")) for p in checkpoints.steps(out)]
+    assert best in kept and max(kept) == rows[-1]["step"] == best + 2
+
+
+def test_a_held_rate_stays_before_it_falls() -> None:
+    stage = config.Stage(steps=100, lr=1.0, warmup=1, final=0.1, hold=0.5)
+    assert [loop.rate(step, stage) for step in (0, 25, 50)] == pytest.approx([1.0, 1.0, 1.0])
+    assert loop.rate(75, stage) == pytest.approx(0.55) and loop.rate(100, stage) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("severity", degradation.KNOWN)
+def test_every_severity_spoils_and_is_drawn_again_the_same(severity: str) -> None:
+    face = draw_face(1, 128)
+    one, drawn = degradation.spoil(face, np.random.default_rng(3), severity)
+    two, _ = degradation.spoil(face, np.random.default_rng(3), severity)
+    assert np.array_equal(one, two) and one.shape == face.shape and one.dtype == np.float32
+    assert 0 <= one.min() <= one.max() <= 1 and not np.allclose(one, face, atol=0.02)
+    if severity in degradation.RECIPES:
+        recipe = degradation.RECIPES[severity]
+        assert recipe.sigma[0] <= drawn.sigma_x <= recipe.sigma[1] and recipe.ratio[0] <= drawn.ratio <= recipe.ratio[1]
+        assert recipe.quality[0] <= drawn.quality <= recipe.quality[1]
+
+
+def test_the_papers_ranges() -> None:
+    wanted = {
+        "gfpgan": ((0.1, 10), (0.8, 8), (60, 100)),
+        "codeformer": ((1, 15), (4, 30), (30, 80)),
+        "osediff": ((1, 15), (1, 30), (30, 100)),
+    }
+    assert {name: (r.sigma, r.ratio, r.quality) for name, r in degradation.RECIPES.items()} == wanted
+
+
+def test_the_41_tap_kernel_and_opencvs_interpolation() -> None:
+    taps = degradation.kernel(2.0, 4.0, 0.0)
+    assert taps.shape == (41, 41) and taps.sum() == pytest.approx(1, abs=1e-5)
+    xs = np.arange(-20, 21)
+    assert (taps.sum(0) * xs**2).sum() == pytest.approx(4, rel=0.01) and (taps.sum(1) * xs**2).sum() == pytest.approx(
+        16, rel=0.01
+    )
+    dot = np.zeros((64, 64, 3), dtype=np.float32)
+    dot[32, 32] = 1
+    assert np.allclose(degradation.filtered(dot, taps)[12:53, 12:53, 0], taps[::-1, ::-1], atol=1e-6)
+    ramp = np.repeat(np.arange(8, dtype=np.float32)[None, :, None], 8, 0).repeat(3, 2)
+    # OpenCV's INTER_LINEAR to half the size: the mean of the two middle pixels, no wider filter.
+    assert degradation.linear(ramp, (4, 4))[0, :, 0].tolist() == [0.5, 2.5, 4.5, 6.5]

@@ -26,6 +26,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -215,10 +216,12 @@ def spoiled(sharp: Tensor, generator: torch.Generator, noise: float, blur: float
     return coded((low + noise * grain).clamp(0, 1), crf)
 
 
-def samples(data: Path, count: int, frames: int) -> list[Sample]:
+def samples(data: Path, count: int, frames: int, only: int = -1) -> Iterator[Sample]:
+    """``count`` clips, spread over the validation photos: in turn mildly, fairly and badly spoiled; or just one of them."""
     photos = read_split(data, "val")
-    result = []
     for number, photo in enumerate(photos[:: max(1, len(photos) // count)][:count]):
+        if only not in (-1, number):
+            continue
         generator = np.random.default_rng([417, number])
         course = motions(generator, frames)
         portrait = torch.tensor(load_pixels(photo)).permute(2, 0, 1).float() / 255
@@ -226,8 +229,7 @@ def samples(data: Path, count: int, frames: int) -> list[Sample]:
         hard = number % 3
         noise, blur, crf = ((0.02, 0.7, 24), (0.04, 1.2, 28), (0.06, 1.8, 30))[hard]
         low = spoiled(sharp, torch.Generator().manual_seed(number), noise, blur, crf)
-        result.append(Sample(photo.path.stem, course, sharp, low))
-    return result
+        yield Sample(photo.path.stem, course, sharp, low)
 
 
 def restored(sample: Sample, models: Models, settings: RestoreSettings, steadiness: float) -> tuple[Tensor, Any, float]:
@@ -318,11 +320,12 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--frames", type=int, default=48)
     parser.add_argument("--steadiness", type=float, default=ClipSettings().steadiness)
+    parser.add_argument("--only", type=int, default=-1, metavar="K", help="only clip K of those, from 0")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     settings, rows = RestoreSettings(), []
     models, describe = open_models(settings, device="cpu"), Descriptor()
-    for sample in samples(args.data, args.clips, args.frames):
+    for sample in samples(args.data, args.clips, args.frames, args.only):
         row: dict[str, Any] = {"clip": sample.name, "frames": args.frames}
         for name, steadiness in (("frame by frame", 0.0), ("steady", args.steadiness)):
             frames, known, seconds = restored(sample, models, settings, steadiness)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .align import AlignLatent
+from .clip import RestoreClip
 from .compare import Compare
 from .faces import DetectFaces
 from .folder import LoadFolder
@@ -29,6 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadFolder,
     SamplePhoto,
     Compare,
+    RestoreClip,
 ]
 """Every node of the pack. Their ids are part of saved workflows: they never change, and inputs are only ever appended."""
 

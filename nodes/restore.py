@@ -81,6 +81,21 @@ class HostPrior:
         return "" if self.few is None else without_lora(self.few.steps, self.few.denoise)
 
 
+def model_inputs() -> list[Any]:
+    """What may be connected instead of the starter networks."""
+    return [
+        io.Model.Input(
+            "model",
+            optional=True,
+            tooltip="An SD 1.5 or 2.1 MODEL: one step with a LAFR LoRA, else a few. Not connected = the starter prior.",
+        ),
+        io.Vae.Input(
+            "vae", optional=True, tooltip="An SD 1.x/2.x VAE. Not connected = the starter VAE, which is small and fast."
+        ),
+        ADAPTER.Input("adapter", optional=True, tooltip="Not connected = the starter adapter."),
+    ]
+
+
 class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def define_schema(cls) -> Any:
@@ -104,15 +119,7 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
                     tooltip="How much connected references lend to the faces. 0 = nothing.",
                 ),
                 *settings_inputs(later(), advanced=folded(later())),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="An SD 1.5 or 2.1 MODEL: one step with a LAFR LoRA, else a few. Not connected = the starter prior.",
-                ),
-                io.Vae.Input(
-                    "vae", optional=True, tooltip="An SD 1.x/2.x VAE. Not connected = the starter VAE, which is small and fast."
-                ),
-                ADAPTER.Input("adapter", optional=True, tooltip="Not connected = the starter adapter."),
+                *model_inputs(),
                 boxes_input(),
                 keep_input(),
                 io.Image.Input(

@@ -584,3 +584,19 @@ def test_adapter_files_come_from_the_model_folders(host: hostenv.Host) -> None:
     assert host.nodes.LoadAdapter.fingerprint_inputs("mine.safetensors") != before
     with pytest.raises(host.core("errors").CheckpointError, match=r"gone.safetensors: expected this file in one of .*lafr"):
         host.nodes.LoadAdapter.execute("gone.safetensors")
+
+
+# Clips
+
+
+def test_a_batch_of_frames_is_restored_as_a_clip(host: hostenv.Host, photo: Tensor) -> None:
+    """At steadiness 0 frames come out as photos do (one at a time: other last digits), above it calmer."""
+    noise = 0.06 * torch.randn(3, *photo.shape[1:], generator=torch.Generator().manual_seed(5))
+    frames = (photo + noise).clamp(0, 1)
+    values = {name: default for name, (_, default) in host.core("settings").options().items()}
+    alone, report = host.nodes.RestoreClip.execute(frames, 0.0, 399, **values).result
+    photos = host.nodes.RestoreFaces.execute(frames, 399, **values).result[0]
+    assert torch.allclose(alone, photos, atol=1e-4) and "3 frames, faces restored in 3 of them" in report
+    steady, _ = host.nodes.RestoreClip.execute(frames, 0.8, 399, **values).result
+    still = lambda clip: float((clip[1:] - clip[:-1])[:, 90:160, 105:155].abs().mean())
+    assert still(steady) < 0.6 * still(alone)

@@ -28,6 +28,7 @@ IDS = {
     "LAFR_LoadFolder": "LAFR Load Folder",
     "LAFR_SamplePhoto": "Sample Photo (LAFR)",
     "LAFR_Compare": "Compare Before/After (LAFR)",
+    "LAFR_RestoreClip": "Restore Clip (LAFR)",
 }
 """Saved workflows hold these ids: a line may be added, never changed."""
 
@@ -106,7 +107,7 @@ def test_no_widget_takes_a_path(schemas: dict[str, Any]) -> None:
         for i in s.inputs
         if i.io_type == "STRING" and not i.kwargs.get("force_input")
     ]
-    assert sorted(free) == [("LAFR_DetectFaces", "faces"), ("LAFR_RestoreFaces", "faces")]
+    assert sorted(free) == [(f"LAFR_{node}", "faces") for node in ("DetectFaces", "RestoreClip", "RestoreFaces")]
 
 
 def test_only_safetensors_are_offered_as_adapters(schemas: dict[str, Any]) -> None:

@@ -595,7 +595,7 @@ def test_a_batch_of_frames_is_restored_as_a_clip(host: hostenv.Host, photo: Tens
     frames = (photo + noise).clamp(0, 1)
     values = {name: default for name, (_, default) in host.core("settings").options().items()}
     alone, report = host.nodes.RestoreClip.execute(frames, 0.0, 399, **values).result
-    photos = host.nodes.RestoreFaces.execute(frames, 399, **values).result[0]
+    photos = host.nodes.RestoreFaces.execute(frames, timestep=399, reference_weight=1.0, **values).result[0]
     assert torch.allclose(alone, photos, atol=1e-4) and "3 frames, faces restored in 3 of them" in report
     steady, _ = host.nodes.RestoreClip.execute(frames, 0.8, 399, **values).result
     still = lambda clip: float((clip[1:] - clip[:-1])[:, 90:160, 105:155].abs().mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from statistics import fmean
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..lafr_core.video.batch import restore_batch
 from ..lafr_core.video.settings import ClipSettings
 from .layout import to_image, to_images
 from .memory import Managed, host_progress, say, telling
+from .networks import open_parser
 from .restore import HostPrior, model_inputs, open_models
 from .widgets import make, schema, settings_inputs, timestep_input
 
@@ -73,11 +74,11 @@ class RestoreClip(io.ComfyNode):  # type: ignore[misc]
         adapter: Managed | None = None,
         **values: Any,
     ) -> Any:
-        settings = RestoreSettings(**values)
-        models = open_models(settings, timestep, model, vae, adapter)
+        settings, parser, mask_note = open_parser(RestoreSettings(**values))
+        models = replace(open_models(settings, timestep, model, vae, adapter), parser=parser)
         result = restore_batch(to_images(image), models, settings, steadiness, progress=telling(host_progress()))
         note = models.prior.note if isinstance(models.prior, HostPrior) else ""
-        report = "\n".join(filter(None, (clip_text(result), prior_note(models), note)))
+        report = "\n".join(filter(None, (clip_text(result), prior_note(models), note, mask_note)))
         say(report)
         return io.NodeOutput(to_image(result.images, like=image), report)
 

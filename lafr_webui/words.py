@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lafr_core.faces.trust import verdict
+
 from .infotext import Report
 
 LISTED = 4
@@ -17,10 +19,11 @@ def sentence(report: Report) -> str:
         for label, values in (
             ("Change (1 = none)", report.change),
             ("Likeness to the reference", report.likeness),
-            ("Trust", report.trust),
         ):
             if text := _numbers(values):
                 parts.append(f"{label} {text}")
+        if text := _verdicts(report.trust):
+            parts.append(f"Trust - {text}")
     if report.note and report.status != "failed":
         parts.append(report.note[0].upper() + report.note[1:])
     return ". ".join(part.rstrip(".") for part in parts) + "."
@@ -49,3 +52,12 @@ def _numbers(values: Sequence[float | None]) -> str:
         return f"{min(known):.2f} to {max(known):.2f}"
     texts = [f"{value:.2f}" for value in known]
     return texts[0] if len(texts) == 1 else f"{' and '.join([' '.join(texts[:-1]), texts[-1]])}"
+
+
+def _verdicts(trusts: Sequence[float | None]) -> str:
+    """'supported', 'supported and a guess' or '4 supported and 2 a guess'; '' where there is no estimate."""
+    words = [verdict(value) for value in trusts if value is not None]
+    if len(words) <= LISTED and len(words) != 1:
+        return " and ".join(words)
+    counts = {word: words.count(word) for word in words}
+    return " and ".join(word if len(words) == 1 else f"{count} {word}" for word, count in counts.items())

@@ -305,6 +305,7 @@ def test_reference_photo_changes_the_picture_and_needs_a_face(webui, parts):
     alone = webui.run(photo(), values, runner)
     towards = webui.run(photo(), values | {"reference": other}, runner)
     assert info(towards).status == "ok" and towards.image.tobytes() != alone.image.tobytes()
+    assert len(info(towards).likeness) == 1 and info(alone).likeness == ()
     image = photo()
     missed = webui.run(image, values | {"reference": photo(faces=0)}, runner)
     assert missed.image is image and "reference photo: no face found" in info(missed).note

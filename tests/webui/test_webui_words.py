@@ -21,6 +21,12 @@ from lafr_webui.words import sentence
             Report("ok", Request(), 3, 2, (0.71, 0.6), (0.9, None), note="3 found, 2 selected (At most)"),
             "2 faces restored. Change (1 = none) 0.71 and 0.60. Likeness to the reference 0.90. 3 found, 2 selected (At most).",
         ),
+        (Report("ok", Request(), 1, 1, trust=(0.9,)), "1 face restored. Trust - supported."),
+        (Report("ok", Request(), 2, 2, trust=(0.9, 0.1)), "2 faces restored. Trust - supported and a guess."),
+        (
+            Report("ok", Request(), 6, 6, trust=(0.9, 0.9, 0.1, 0.9, 0.9, None)),
+            "6 faces restored. Trust - 4 supported and 1 a guess.",
+        ),
         (Report("ok", Request(), 6, 6, (0.7, 0.2, 0.9, 0.4, 0.5, 0.6)), "6 faces restored. Change (1 = none) 0.20 to 0.90."),
         (Report("no face", Request()), "No face found; the picture is as it was."),
         (

@@ -83,18 +83,56 @@ def restore_faces(
     No face is a result, not an error: that photo comes back bit-identical, as does every photo at strength 0.
     """
     check_images(images)
+    masks = images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
+    return _restore(images, masks, models, settings, boxes, keep, references, progress)
+
+
+def restore_stored(
+    image: Tensor,
+    models: Models,
+    settings: RestoreSettings,
+    *,
+    boxes: Sequence[Box] | None = None,
+    keep: Tensor | None = None,
+    references: References = NO_REFERENCES,
+    progress: Progress = ignore_progress,
+) -> RestoredBatch:
+    """:func:`restore_faces` on one photo as a file stores it, in little memory: only the regions of faces become float.
+
+    image: (1 or 3, H, W) uint8 or uint16, 1 = gray, or float in [0, 1]. ``images`` of the result is (1, 3, H, W) of the same
+    dtype; it is the image itself, not a copy, where nothing was changed. ``masks`` is empty: (0, 1, H, W).
+    """
+    if image.is_floating_point():
+        check_images(image[None].expand(-1, 3, -1, -1))
+    images = image.expand(3, -1, -1)[None]
+    no_masks = torch.zeros((0, 1, *image.shape[-2:]))
+    return _restore(images, no_masks, models, settings, None if boxes is None else [boxes], keep, references, progress)
+
+
+def _restore(
+    images: Tensor,
+    masks: Tensor,
+    models: Models,
+    settings: RestoreSettings,
+    boxes: Sequence[Sequence[Box]] | None,
+    keep: Tensor | None,
+    references: References,
+    progress: Progress,
+) -> RestoredBatch:
+    """The stages, in their order. ``masks`` with a row each are filled."""
     check_parser(models.parser, settings)
     check_keep(keep, images)
     found = find_faces(images, models.detector, settings, boxes=boxes, progress=progress)
     faces = [place(face) for face in found.faces]
     known = _whose_faces(images, faces, models, references)
-    pasted, masks = images.clone(), images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
+    pasted = images.clone() if faces or len(masks) else images
     done: list[Face] = []
     for start in range(0, len(faces), settings.batch_size):  # crops live for one batch: memory does not grow with the faces
         batch = faces[start : start + settings.batch_size]
         lenders, weight = known[start : start + settings.batch_size], references.weight
         restored, scored = restore_crops(crop_faces(images, batch), batch, models, settings, lenders=lenders, weight=weight)
-        paste_into(pasted, masks, scored, restored, settings, parser=models.parser, keep=keep)
+        filled = masks if len(masks) else None
+        paste_into(pasted, filled, scored, restored, settings, parser=models.parser, keep=keep)
         done += scored
         progress("restore", len(done), len(faces))
     return RestoredBatch(pasted, tuple(done), masks, found.counts, found.faceless)

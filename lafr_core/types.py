@@ -21,6 +21,23 @@ Box = tuple[float, float, float, float]
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
+def to_unit(pixels: Tensor) -> Tensor:
+    """Pixels as files store them (uint8, uint16) or float ones in [0, 1] -> float32 in [0, 1], of the same shape.
+
+    Photos keep their 8 or 16 bits until a region of them is needed: this is the step that makes the region float.
+    """
+    if pixels.dtype == torch.uint8:
+        return pixels.float() / 255
+    return pixels.float() / 65535 if pixels.dtype == torch.uint16 else pixels.float()
+
+
+def from_unit(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float pixels in [0, 1] -> ``dtype``. Inverse of :func:`to_unit`: float32 holds n / 65535 so closely that n comes back."""
+    if dtype == torch.uint8:
+        return (pixels.clamp(0, 1) * 255).round().to(dtype)
+    return (pixels.clamp(0, 1) * 65535).round().to(torch.int32).to(dtype) if dtype == torch.uint16 else pixels.to(dtype)
+
+
 @dataclass(frozen=True)
 class Face:
     """One face of one image. Immutable: sorting or filtering faces cannot unpair what belongs together."""

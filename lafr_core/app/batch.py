@@ -19,13 +19,14 @@ from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 from ..images import photos
 from ..images.photos import Photo
 from ..models import device_name
-from ..pipeline import NO_REFERENCES, References, restore_crops, restore_faces
+from ..pipeline import NO_REFERENCES, References, restore_crops, restore_stored
 from ..settings import RestoreSettings
 from ..store.outputs import Outputs
 from ..types import Box, Face, Models
 from . import report
 from .jobs import Job
 from .journal import Entry, Journal, absolute
+from .output import Style, copy
 from .processes import Processes
 from .report import Record, Report
 from .terminal import progress_bar, say
@@ -42,6 +43,8 @@ class Made:
 
 Worker = Callable[[Job], Made]
 Reader = Callable[[Path], Photo]
+PLAIN = Style()
+"""PNG, with the record."""
 
 
 def restore_photo(
@@ -51,14 +54,25 @@ def restore_photo(
     boxes: Sequence[Box] | None = None,
     read: Reader = photos.read,
     references: References = NO_REFERENCES,
+    style: Style = PLAIN,
 ) -> Made:
     """Restore the faces of one photo file. Raises LafrError when it cannot be read."""
     photo = read(job.source)
-    result = restore_faces(photo.pixels[None], models, settings, boxes=[boxes] if boxes else None, references=references)
-    restored = replace(photo, pixels=result.images[0])
+    result = restore_stored(photo.stored, models, settings, boxes=boxes or None, references=references)
+    left_out = result.left_out(0, settings)
+    if not result.faces and style.keeps_file(job.source, job.output):
+        return Made(record(job, "no_face", (), [*photo.notes, *left_out]), lambda path: copy(job.source, path))
+    restored = photo
+    if result.faces:
+        restored = style.finished(photo.with_pixels(result.images[0]), made_by(settings, len(result.faces)))
+    notes = [*photo.notes, *style.losses(photo, job.output), *left_out, *trust_warnings(result.faces, settings)]
     status = "restored" if result.faces else "no_face"
-    notes = [*photo.notes, *result.left_out(0, settings), *trust_warnings(result.faces, settings)]
-    return Made(record(job, status, result.faces, notes), lambda path: photos.write(path, restored))
+    return Made(record(job, status, result.faces, notes), lambda path: style.save(path, restored, job.output))
+
+
+def made_by(settings: RestoreSettings, faces: int) -> dict[str, Any]:
+    """What a restored photo says of its restoration."""
+    return {"lafr": __version__, "faces": faces, "settings": asdict(settings)}
 
 
 def restore_crop(
@@ -67,6 +81,7 @@ def restore_crop(
     settings: RestoreSettings,
     read: Reader = photos.read,
     references: References = NO_REFERENCES,
+    style: Style = PLAIN,
 ) -> Made:
     """Restore one face crop at the FFHQ template: the whole picture is the face, blended by ``strength``, no mask.
 
@@ -97,8 +112,9 @@ def restore_crop(
     # The change is scaled back, not the picture: what the networks left alone stays as sharp as it was.
     change = _resized(restored - crops, side)
     result = (pixels + settings.strength * change).clamp(0, 1) if settings.strength > 0 else pixels
-    made = record(job, "restored", faces, [*notes, *trust_warnings(faces, settings)])
-    return Made(made, lambda path: photos.write(path, replace(photo, pixels=result[0])))
+    made = record(job, "restored", faces, [*notes, *style.losses(photo, job.output), *trust_warnings(faces, settings)])
+    restored_photo = style.finished(photo.with_pixels(result[0]), made_by(settings, len(faces)))
+    return Made(made, lambda path: style.save(path, restored_photo, job.output))
 
 
 def trust_warnings(faces: Iterable[Face], settings: RestoreSettings) -> list[str]:

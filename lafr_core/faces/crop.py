@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE, compose, crop_bounds, invert, scale_of, similarity
-from ..types import Face, Matrix, Point
+from ..types import Face, Matrix, Point, to_unit
 from .resample import resample
 
 
@@ -38,7 +38,8 @@ def crop(image: Tensor, face: Face) -> Tensor:
 def crop_faces(images: Tensor, faces: Sequence[Face]) -> Tensor:
     """Crops (N, 3, 512, 512) of N placed faces; ``face.image_index`` picks the row of ``images`` (B, 3, H, W). N may be 0."""
     if not faces:
-        return images.new_zeros((0, images.shape[1], CROP_SIZE, CROP_SIZE))
+        dtype = images.dtype if images.is_floating_point() else torch.float32
+        return images.new_zeros((0, images.shape[1], CROP_SIZE, CROP_SIZE), dtype=dtype)
     return torch.stack([crop(images[face.image_index], face) for face in faces])
 
 
@@ -52,9 +53,10 @@ def warp(image: Tensor, matrix: Matrix, size: int) -> Tensor:
     if x1 <= x0 or y1 <= y0:  # the crop lies wholly outside: the nearest border pixels are all there is
         x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
         x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
-    region = image[:, y0:y1, x0:x1].float()
+    region = to_unit(image[:, y0:y1, x0:x1])
     to_region = compose(((1.0, 0.0, -float(x0)), (0.0, 1.0, -float(y0))), to_image)
-    return resample(region, to_region, (size, size)).clamp(0, 1).to(image.dtype)
+    seen = resample(region, to_region, (size, size)).clamp(0, 1)
+    return seen.to(image.dtype) if image.is_floating_point() else seen
 
 
 def template_crops(crops: Tensor, template: Sequence[Point], size: int) -> Tensor:

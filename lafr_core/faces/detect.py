@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..geometry import transform
+from ..geometry import compose, transform
 from ..settings import RestoreSettings, options
-from ..types import Box, Detector, Face, Matrix, Progress, ignore_progress
+from ..types import Box, Detector, Face, Matrix, Progress, ignore_progress, to_unit
 from .boxes import five, merge, overlap, usable
 
 BOX_CONTEXT = 0.6
@@ -28,6 +28,11 @@ BOX_SIDE = 320
 BOX_THRESHOLD = 0.2
 """Inside a box that a person drew there is a face: a lower score is enough."""
 
+HINT = 0.5
+"""In the smaller look at a turned photo, this share of the threshold is enough for a look at the larger one."""
+
+STRIP = 1 << 22
+"""Pixels of a big photo that are float at a time while it is made small for detection."""
 
 CHOICES = ("min_face", "max_face", "top_k", "faces")
 """The settings that leave out faces which were found."""
@@ -67,10 +72,10 @@ def find_faces(
 ) -> Found:
     """All faces to restore in a batch of photos, and what there was besides.
 
-    images: (B, 3, H, W) float RGB in [0, 1], any device. boxes: per photo, hand-given face boxes that replace the search there
-    (score 1.0, filtered and ordered like found ones); one that covers no face is told of and left alone. Faces are ordered by
-    image row, then by ``settings.sort``; ``image_index`` is set, ``matrix`` is None. An upside-down face keeps its own left and
-    right: the crop turns it upright.
+    images: (B, 3, H, W) RGB, float in [0, 1] or as files store it (uint8, uint16), any device. boxes: per photo, hand-given
+    face boxes that replace the search there (score 1.0, filtered and ordered like found ones); one that covers no face is told
+    of and left alone. Faces are ordered by image row, then by ``settings.sort``; ``image_index`` is set, ``matrix`` is None. An
+    upside-down face keeps its own left and right: the crop turns it upright.
     Raises InputError when ``boxes`` does not hold one list a photo or a box is empty or outside the photo.
     """
     if images.ndim != 4 or images.shape[1] != 3:
@@ -82,7 +87,7 @@ def find_faces(
     counts: list[int] = []
     faceless: list[tuple[int, Box]] = []
     for row in range(total):
-        image = images[row].float()
+        image = images[row]
         size = (image.shape[-2], image.shape[-1])
         if boxes is None:
             found = search(image, detector, settings)
@@ -97,22 +102,29 @@ def find_faces(
 
 
 def search(image: Tensor, detector: Detector, settings: RestoreSettings) -> list[Face]:
-    """Every face the detector finds in one image (3, H, W), at the scales and turns the settings allow, without duplicates."""
-    found = at_scales(image, detector, settings)
-    if not found and settings.rotate:
-        found = merge(
-            [face for turns in (1, 2, 3) for face in turned(image, turns, lambda i: at_scales(i, detector, settings))]
-        )
-    return found
+    """Every face the detector finds in one image (3, H, W), at the scales and turns the settings allow, without duplicates.
 
+    The work does not grow with the image: it is made small once, and turned when it is small. Of the turns, the one in which
+    the smaller look sees most is looked at in the larger one as well.
+    """
+    sides = detection_sides(image.shape[-2:], settings)
+    near, to_image = reduced(image, sides[-1])
+    looks = [resized(near, side) for side in sides]
 
-def at_scales(image: Tensor, detector: Detector, settings: RestoreSettings) -> list[Face]:
-    """Faces of one upright image (3, H, W), looked for at ``detect_side`` and, in bigger photos, at twice that."""
-    found: list[Face] = []
-    for side in detection_sides(image.shape[-2:], settings):
-        small, matrix = resized(image, side)
-        found += [moved(face, matrix) for face in detector(small, settings.threshold) if usable(face)]
-    return merge([face for face in found if face.score >= settings.threshold])
+    def see(turns: int, look: int, threshold: float) -> list[Face]:
+        small, to_near = looks[look]
+        found = turned(small, turns, lambda shown: detector(shown, threshold)) if turns else detector(small, threshold)
+        return [moved(face, compose(to_image, to_near)) for face in found if usable(face) and face.score >= threshold]
+
+    found = merge([face for look in range(len(looks)) for face in see(0, look, settings.threshold)])
+    if found or not settings.rotate:
+        return found
+    if len(looks) == 1:
+        return merge([face for turns in (1, 2, 3) for face in see(turns, 0, settings.threshold)])
+    hints = {turns: see(turns, 0, HINT * settings.threshold) for turns in (1, 2, 3)}
+    best = max(hints, key=lambda turns: max((face.score for face in hints[turns]), default=0.0))
+    closer = see(best, 1, settings.threshold) if hints[best] else []
+    return merge([face for seen in (*hints.values(), closer) for face in seen if face.score >= settings.threshold])
 
 
 def detection_sides(size: Sequence[int], settings: RestoreSettings) -> list[int]:
@@ -122,6 +134,24 @@ def detection_sides(size: Sequence[int], settings: RestoreSettings) -> list[int]
     if settings.small_faces and longest > settings.detect_side:
         sides.append(min(longest, 2 * settings.detect_side))
     return sides
+
+
+def reduced(image: Tensor, side: int) -> tuple[Tensor, Matrix]:
+    """The image (3, H, W), float or as stored, as float with its longer side at ``side`` to twice that, and the matrix back.
+
+    Means of whole blocks of pixels, a strip at a time: neither memory nor what follows grows with the image. An image of less
+    than twice ``side`` stays as it is.
+    """
+    step = max(image.shape[-2:]) // side
+    if step < 2:
+        return to_unit(image), ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+    rows = step * max(1, STRIP // (step * image.shape[-1]))
+    strips = [
+        F.avg_pool2d(to_unit(image[:, top : top + rows])[None], step, ceil_mode=True, count_include_pad=False)[0]
+        for top in range(0, image.shape[-2], rows)
+    ]
+    k = float(step)
+    return torch.cat(strips, dim=1), ((k, 0.0, 0.5 * k - 0.5), (0.0, k, 0.5 * k - 0.5))
 
 
 def resized(image: Tensor, side: int) -> tuple[Tensor, Matrix]:
@@ -181,7 +211,7 @@ def face_in_box(image: Tensor, box: Box, detector: Detector, settings: RestoreSe
     dx, dy = BOX_CONTEXT * (x1 - x0), BOX_CONTEXT * (y1 - y0)
     left, top = max(0, math.floor(x0 - dx)), max(0, math.floor(y0 - dy))
     right, bottom = min(width, math.ceil(x1 + dx) + 1), min(height, math.ceil(y1 + dy) + 1)
-    region = image[:, top:bottom, left:right]
+    region = to_unit(image[:, top:bottom, left:right])
     small, (row0, row1) = resized(region, BOX_SIDE)
     matrix: Matrix = ((row0[0], row0[1], row0[2] + left), (row1[0], row1[1], row1[2] + top))
     threshold = min(BOX_THRESHOLD, settings.threshold)

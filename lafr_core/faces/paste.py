@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..geometry import CROP_SIZE, compose, crop_bounds
 from ..settings import RestoreSettings
-from ..types import Face, Parser, Progress, ignore_progress
+from ..types import Face, Parser, Progress, from_unit, ignore_progress, to_unit
 from .masks import crop_mask
 from .resample import resample
 
@@ -46,7 +46,7 @@ def paste_faces(
 
 def paste_into(
     images: Tensor,
-    masks: Tensor,
+    masks: Tensor | None,
     faces: Sequence[Face],
     restored: Tensor,
     settings: RestoreSettings,
@@ -57,9 +57,10 @@ def paste_into(
 ) -> None:
     """:func:`paste_faces` in place, for a caller that pastes a photo's faces a few at a time.
 
-    images and masks (B, 1, H, W) are changed; masks start at 0. Same contract and errors otherwise.
+    images and masks (B, 1, H, W) are changed; masks start at 0, None = not wanted. Without masks images may be as files
+    store them, uint8 or uint16: only the regions of faces become float. Same contract and errors otherwise.
     """
-    _check(images, faces, restored)
+    _check(images, faces, restored, stored=masks is None)
     check_keep(keep, images)
     if settings.strength == 0:
         return
@@ -69,11 +70,12 @@ def paste_into(
         mask = crop_mask(settings, crop[None], parser) if shared is None else shared
         row = face.image_index
         kept = None if keep is None else keep[row if len(keep) > 1 else 0]
-        _composite(images[row], masks[row], face, crop, mask[0].to(crop) * settings.strength, kept)
+        weights = None if masks is None else masks[row]
+        _composite(images[row], weights, face, crop, mask[0].to(crop) * settings.strength, kept)
         progress("paste", index + 1, len(faces))
 
 
-def _composite(image: Tensor, weights: Tensor, face: Face, crop: Tensor, mask: Tensor, keep: Tensor | None) -> None:
+def _composite(image: Tensor, weights: Tensor | None, face: Face, crop: Tensor, mask: Tensor, keep: Tensor | None) -> None:
     """Blend one crop (3, 512, 512) into ``image`` (3, H, W) and its weight into ``weights`` (1, H, W), both in place.
 
     keep: (1, H, W) in [0, 1], where the image stays as it is.
@@ -88,14 +90,21 @@ def _composite(image: Tensor, weights: Tensor, face: Face, crop: Tensor, mask: T
         to_crop = compose(face.matrix, ((1.0, 0.0, float(x0)), (0.0, 1.0, float(top))))
         size = (bottom - top, x1 - x0)
         # Beyond the crop the mask is 0, so that nothing of the repeated border pixels there is used.
-        weight = resample(mask, to_crop, size, mode="bilinear", padding="zeros").clamp(0, 1).to(image.dtype)
+        weight = resample(mask, to_crop, size, mode="bilinear", padding="zeros").clamp(0, 1)
+        weight = weight.to(image.dtype) if image.is_floating_point() else weight
         if keep is not None:
             weight = weight * (1 - keep[:, top:bottom, x0:x1].to(weight))
         new = resample(crop, to_crop, size).clamp(0, 1)
         old = image[:, top:bottom, x0:x1]
-        blend = old.float() + (new - old.float()) * weight.float()  # float16 photos are blended in float32
+        seen = to_unit(old)  # float16 photos are blended in float32
+        blend = seen + (new - seen) * weight.float()
         # Written only where the weight is not 0: arithmetic may not touch the other pixels, not even in the last bit.
-        old.copy_(torch.where(weight > 0, blend.to(image.dtype), old))
+        if image.is_floating_point():
+            old.copy_(torch.where(weight > 0, blend.to(image.dtype), old))
+        else:
+            old.copy_(from_unit(torch.where(weight > 0, blend, seen), image.dtype))
+        if weights is None:
+            continue
         part = weights[:, top:bottom, x0:x1]
         part.add_(weight * (1 - part))
 
@@ -112,8 +121,9 @@ def check_keep(keep: Tensor | None, images: Tensor) -> None:
         raise InputError(f"keep: expected values in [0, 1], got {low:g} to {high:g}")
 
 
-def _check(images: Tensor, faces: Sequence[Face], restored: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+def _check(images: Tensor, faces: Sequence[Face], restored: Tensor, stored: bool) -> None:
+    whole = stored and images.dtype in (torch.uint8, getattr(torch, "uint16", torch.uint8))
+    if images.ndim != 4 or images.shape[1] != 3 or not (images.is_floating_point() or whole):
         raise InputError(f"paste: expected float images (B, 3, H, W) in [0, 1], got {tuple(images.shape)} {images.dtype}")
     if tuple(restored.shape) != (len(faces), 3, CROP_SIZE, CROP_SIZE):
         raise InputError(

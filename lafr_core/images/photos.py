@@ -11,7 +11,7 @@ second time with the other byte order, so no decoder of our own is needed; :mod:
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,9 +24,11 @@ from torch import Tensor
 
 from ..errors import ImageFileError
 from ..store.atomic import atomic
-from . import png16
+from ..types import to_unit
+from . import encode, metadata
 from .formats import SUFFIXES as SUFFIXES
 from .formats import UNOPENED, open_image, regular_file, salvaging
+from .metadata import Metadata
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused unless asked for: Pillow's own limit against decompression bombs (twice MAX_IMAGE_PIXELS)."""
@@ -40,13 +42,42 @@ _RELATIVE_COLORIMETRIC: Any = 1  # ICC.1:2022, 7.2.15; Pillow 9.5 and newer disa
 Array = NDArray[Any]
 
 
+class Planes:
+    """A field of :class:`Photo`: kept with the bits that it is given with, seen as float32 in [0, 1] with its channels."""
+
+    def __init__(self, channels: int, needed: bool) -> None:
+        self.channels = channels
+        self.needed = needed
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.slot = f"_{name}"
+
+    def __get__(self, photo: Any, owner: type | None = None) -> Any:
+        if photo is None:
+            if self.needed:
+                raise AttributeError(self.slot)  # a dataclass field without a default
+            return None
+        stored = photo.__dict__[self.slot]
+        if stored is None:
+            return None
+        seen = to_unit(stored)
+        return seen.repeat(self.channels, 1, 1) if len(seen) < self.channels else seen
+
+    def __set__(self, photo: Any, value: Tensor | None) -> None:
+        photo.__dict__[self.slot] = value
+
+
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """One decoded picture, upright."""
+    """One decoded picture, upright.
 
-    pixels: Tensor
+    Pixels and alpha may be given as uint8 or uint16, (1, H, W) for gray, and are kept so; they are made float anew each time
+    they are looked at, so keep what you got rather than asking twice.
+    """
+
+    pixels: Planes = Planes(3, needed=True)
     """(3, H, W) float32 RGB in [0, 1]; gray pictures have three equal channels."""
-    alpha: Tensor | None = None
+    alpha: Planes = Planes(1, needed=False)
     """(1, H, W) float32 in [0, 1], 1 = opaque; None where the file has no transparency."""
     icc: bytes | None = None
     """The embedded colour profile, embedded again on saving."""
@@ -58,6 +89,18 @@ class Photo:
     """The file holds one channel; saved as one channel again where the pixels are still gray."""
     notes: tuple[str, ...] = ()
     """What a person should know about the reading: 'first of 12 pictures in the file', 'CMYK without a colour profile: ...'"""
+    kept: Metadata = Metadata()  # noqa: RUF009 - frozen
+    """What else came with the picture: XMP, IPTC, resolution, comment."""
+
+    @property
+    def stored(self) -> Tensor:
+        """The pixels with the bits they are kept with: (1 or 3, H, W) uint8, uint16 or float32. Not a copy."""
+        stored: Tensor = self.__dict__["_pixels"]
+        return stored
+
+    def with_pixels(self, pixels: Tensor) -> Photo:
+        """The photo with other pixels, float or as :attr:`stored`."""
+        return replace(self, pixels=pixels, alpha=self.__dict__["_alpha"])  # type: ignore[arg-type]
 
 
 def read(path: Path, *, salvage: bool = False, max_pixels: int | None = None) -> Photo:
@@ -93,7 +136,8 @@ def decode(stream: BinaryIO, name: str = "image", *, salvage: bool = False, max_
                 raise
             with salvaging(True):
                 photo = _decoded(stream, max_pixels)
-            return replace(photo, notes=(*photo.notes, "damaged or cut short: what could be decoded was kept"))
+            notes = (*photo.notes, "damaged or cut short: what could be decoded was kept")
+            return _noted(photo, notes)
     except ImageFileError:
         raise
     except Image.DecompressionBombError as error:
@@ -141,62 +185,89 @@ def from_pil(image: Image.Image, low: Array | None = None) -> Photo:
     array = _upright(array if array.ndim == 3 else array[..., None], orientation)
 
     gray, bits = array.shape[2] < 3, 16 if array.dtype == np.uint16 else 8
-    planes = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1).astype(np.float32))) / (2**bits - 1)
+    planes = _planes(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
     color, alpha = (planes[:1], planes[1:2]) if gray else (planes[:3], planes[3:4])
     return Photo(
-        pixels=color.repeat(3, 1, 1) if gray else color,
-        alpha=alpha if len(alpha) else None,
+        pixels=color,  # type: ignore[arg-type]
+        alpha=alpha if len(alpha) else None,  # type: ignore[arg-type]
         icc=icc,
-        exif=_exif(image),
+        exif=metadata.exif_of(image),
         bits=bits,
         gray=gray,
         notes=tuple(notes),
+        kept=metadata.read(image),
     )
+
+
+def _planes(array: Array) -> Tensor:
+    """(H, W, C) whole numbers -> (C, H, W) without copying them, or as float where this torch has no 16-bit unsigned type."""
+    planes = array.transpose(2, 0, 1)
+    if array.dtype == np.uint16 and not hasattr(torch, "uint16"):
+        return torch.from_numpy(planes.astype(np.float32)) / 65535
+    return torch.from_numpy(planes)
 
 
 def to_array(photo: Photo) -> Array:
     """(H, W, C) uint8 or uint16 as it will be saved: C = 1 or 2 for gray pictures still gray, else 3 or 4 (with alpha)."""
-    array = _quantised(photo.pixels, photo.bits)
-    if photo.gray and (array[0] == array[1]).all() and (array[0] == array[2]).all():
+    array = _quantised(photo.stored, photo.bits)
+    if photo.gray and len(array) == 3 and (array[0] == array[1]).all() and (array[0] == array[2]).all():
         array = array[:1]
-    if photo.alpha is not None:
-        array = np.concatenate([array, _quantised(photo.alpha, photo.bits)])
+    if len(array) == 1 and not photo.gray:
+        array = array.repeat(3, axis=0)
+    alpha = photo.__dict__["_alpha"]
+    if alpha is not None:
+        array = np.concatenate([array, _quantised(alpha, photo.bits)])
     return np.ascontiguousarray(array.transpose(1, 2, 0))
 
 
 def _quantised(planes: Tensor, bits: int) -> Array:
-    """[0, 1] -> whole numbers. float32 holds n / 65535 closely enough that rounding gives n back, for every n."""
-    scaled = planes.detach().float().clamp(0, 1) * (2**bits - 1)
-    return scaled.round().cpu().numpy().astype(np.uint16 if bits == 16 else np.uint8)
+    """Planes as stored or in [0, 1] -> whole numbers of ``bits``."""
+    dtype = np.uint16 if bits == 16 else np.uint8
+    stored = planes.detach().cpu()
+    if not stored.is_floating_point():
+        array: Array = stored.numpy()
+        if array.dtype == dtype:
+            return array
+    scaled = to_unit(stored).clamp(0, 1) * (2**bits - 1)
+    return scaled.round().numpy().astype(dtype)
 
 
 def to_pil(photo: Photo) -> Image.Image:
     """The picture as an 8-bit Pillow image of mode L, LA, RGB or RGBA."""
-    array = to_array(replace(photo, bits=8))
+    array = to_array(photo if photo.bits == 8 else _noted(photo, photo.notes, bits=8))
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def write(path: Path, photo: Photo) -> None:
-    """Save as PNG, whole or not at all, with the photo's alpha, bit depth, profile and EXIF. The folder must exist.
+def write(path: Path, photo: Photo, kind: str | None = None, *, quality: int = encode.QUALITY) -> None:
+    """Save, whole or not at all, with the photo's alpha, bit depth, profile, EXIF and metadata. The folder must exist.
 
-    Raises ImageFileError when the file system refuses.
+    kind: png, jpg, webp or tiff; None = what the suffix says, PNG where it says nothing. What the format cannot hold is left
+    out (:func:`losses` says what). quality: of JPEG and WebP, 1 to 100. Raises ImageFileError when the file system refuses.
     """
     path = Path(path)
+    kind = kind or encode.KINDS.get(path.suffix.lower(), "png")
     array = to_array(photo)
-    icc = photo.icc
-    if icc and array.shape[2] > 2 and icc[16:20] == b"GRAY":
-        icc = None  # a gray profile describes no RGB picture; readers reject the pair
     try:
         with atomic(path) as temporary:
-            if photo.bits == 16:
-                with temporary.open("wb") as file:
-                    file.writelines(png16.encode(array, icc, photo.exif))
-            else:
-                image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-                extra = {"exif": photo.exif} if photo.exif else {}
-                image.save(temporary, format="PNG", icc_profile=icc, compress_level=4, **extra)
-    except OSError as error:
-        raise ImageFileError(f"{path}: cannot be written ({error.strerror or error})") from error
+            encode.save(temporary, array, kind, icc=photo.icc, exif=photo.exif, kept=photo.kept, quality=quality)
+    except (OSError, ValueError) as error:
+        raise ImageFileError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+
+
+def losses(photo: Photo, kind: str) -> list[str]:
+    """One sentence for each thing of the photo that a file of ``kind`` cannot hold."""
+    return encode.losses(kind, photo.bits, photo.__dict__["_alpha"] is not None, photo.kept)
+
+
+def recorded(photo: Photo, software: str, what: Mapping[str, Any]) -> Photo:
+    """The photo with a record of its restoration in EXIF (software) and XMP (software and ``what``, which is JSON)."""
+    exif, kept = metadata.recorded(photo.exif, photo.kept, software, what)
+    return _noted(photo, photo.notes, exif=exif, kept=kept)
+
+
+def _noted(photo: Photo, notes: Sequence[str], **more: Any) -> Photo:
+    """The photo with other notes and ``more``, its planes as they are kept."""
+    return replace(photo, pixels=photo.stored, alpha=photo.__dict__["_alpha"], notes=tuple(notes), **more)  # type: ignore[arg-type]
 
 
 def _low_bytes(image: Image.Image, stream: BinaryIO) -> Array | None:
@@ -312,18 +383,3 @@ _UPRIGHT: dict[int, Callable[[Array], Array]] = {
 
 def _upright(array: Array, orientation: int) -> Array:
     return _UPRIGHT.get(orientation, lambda a: a)(array)
-
-
-def _exif(image: Image.Image) -> bytes | None:
-    """The file's EXIF without orientation, or None. TIFF's own tags are not EXIF and stay behind."""
-    raw = image.info.get("exif")
-    if not raw:
-        return None
-    exif = image.getexif()
-    if _ORIENTATION in exif:
-        del exif[_ORIENTATION]
-        try:
-            raw = exif.tobytes()
-        except Exception:  # Pillow cannot write every EXIF that it can read; the picture matters more
-            return None
-    return bytes(raw).removeprefix(b"Exif\0\0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,13 @@ _ROWS = 256
 """Rows filtered at a time: bounds memory, not the result."""
 
 
-def encode(pixels: NDArray[np.uint16], icc: bytes | None = None, exif: bytes | None = None) -> Iterator[bytes]:
-    """(H, W, 1..4) uint16 -> the PNG file, piece by piece. ``exif`` starts with its TIFF header."""
+def encode(
+    pixels: NDArray[np.uint16],
+    icc: bytes | None = None,
+    exif: bytes | None = None,
+    more: Iterable[tuple[bytes, bytes]] = (),
+) -> Iterator[bytes]:
+    """(H, W, 1..4) uint16 -> the PNG file, piece by piece. ``exif`` starts with its TIFF header, ``more`` is (name, data)."""
     height, width, channels = pixels.shape
     yield b"\x89PNG\r\n\x1a\n"
     yield _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPE[channels], 0, 0, 0))
@@ -28,6 +33,8 @@ def encode(pixels: NDArray[np.uint16], icc: bytes | None = None, exif: bytes | N
         yield _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
     if exif:
         yield _chunk(b"eXIf", exif)
+    for name, data in more:
+        yield _chunk(name, data)
     deflate = zlib.compressobj(6)
     above = np.zeros(width * channels * 2, dtype=np.uint8)
     for start in range(0, height, _ROWS):

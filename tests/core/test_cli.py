@@ -199,7 +199,7 @@ def test_a_face_left_out_by_the_settings_is_not_called_none(
 def test_a_face_that_deserves_little_trust_is_warned_about(
     tmp_path: Path, models: list[Any], capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "restore_faces", lambda images, *_, **__: _restoration(images, 0.12))
+    monkeypatch.setattr(batch, "restore_stored", lambda image, *_, **__: _restoration(image[None], 0.12))
     source = photo(tmp_path / "a.png")
     assert run("restore", source, "-o", tmp_path / "out", "--report", tmp_path / "r.json") == 0
     message = "face 0: trust 0.12, a guess; give a reference photo of the person, raise fidelity, or leave this face out"

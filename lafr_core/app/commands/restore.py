@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ...errors import InputError
+from ...images.encode import QUALITY
 from ...pipeline import References
 from ...settings import RestoreSettings, options
 from ..arguments import (
@@ -23,6 +24,7 @@ from ..arguments import (
 )
 from ..batch import Reader, Run, Worker, carry_out, restore_crop, restore_photo
 from ..clips import add_clip_settings, restore_clips, split
+from ..output import FORMATS, Style
 from ..processes import Processes, join
 from ..signature import made_with
 
@@ -49,15 +51,41 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--reference-weight", type=float, default=1.0, metavar="W", help="how much reference photos lend, 0 to 1 (%(default)s)"
     )
+    _add_style(parser)
     add_models(parser)
     add_settings(parser, options())
     add_clip_settings(parser)
     parser.set_defaults(run=run)
 
 
+def _add_style(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("results")
+    group.add_argument(
+        "--format", choices=FORMATS, default="png", help="of the results; same = each source's, else PNG (default: %(default)s)"
+    )
+    group.add_argument(
+        "--quality",
+        type=quality,
+        default=QUALITY,
+        metavar="1..100",
+        help="of JPEG and WebP (100: lossless WebP; default: %(default)s)",
+    )
+    group.add_argument(
+        "--no-record", action="store_true", help="do not note the restoration and its settings in the result (EXIF, XMP)"
+    )
+
+
+def quality(text: str) -> int:
+    """'90' -> 90, within 1 to 100."""
+    if not (text.isdecimal() and text.isascii() and 1 <= int(text) <= 100):
+        raise argparse.ArgumentTypeError(f"expected 1 to 100, got {text!r}")
+    return int(text)
+
+
 def run(args: argparse.Namespace) -> int:
-    """Restores the faces of every input and writes OUT/<relative path>.png: same size, alpha and colour profile kept. A photo
-    without a face is written unchanged. Clips (.mp4, .mov, .mkv, .avi, ...) become clips, with their sound."""
+    """Restores the faces of every input and writes OUT/<relative path>.png (or --format): same size, alpha, colour profile and
+    metadata kept. A photo without a face is written unchanged. Clips (.mp4, .mov, .mkv, .avi, ...) become clips, with their
+    sound."""
     settings, read = settings_of(args), reader(args)
     References(weight=args.reference_weight)  # refused before any work
     if args.aligned and args.box:
@@ -78,11 +106,21 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader) -
         models = models_of(args, settings, processes.device)
         references = references_of(args, models, settings)
         if args.aligned:
-            return lambda job: restore_crop(job, models, settings, read, references)
-        return lambda job: restore_photo(job, models, settings, args.box, read, references)
+            return lambda job: restore_crop(job, models, settings, read, references, style)
+        return lambda job: restore_photo(job, models, settings, args.box, read, references, style)
 
-    inputs = jobs_of(args, "restore")
-    signature = made_with(args, settings, aligned=args.aligned, salvage=args.salvage, boxes=args.box, reference=lent(args))
+    style = Style(args.format, args.quality, not args.no_record)
+    inputs = jobs_of(args, "restore", style.suffix)
+    signature = made_with(
+        args,
+        settings,
+        aligned=args.aligned,
+        salvage=args.salvage,
+        boxes=args.box,
+        reference=lent(args),
+        quality=args.quality,
+        record=style.record,
+    )
     run = Run(
         "restore", inputs.jobs, settings, signature, open_worker, inputs.journal, args.report, args.resume, args.overwrite
     )

@@ -39,6 +39,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         help="go on with an earlier run: what was made of the same source with the same settings and models is left alone",
     )
     add_overwrite(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, with the faces found; write nothing")
     parser.add_argument("--salvage", action="store_true", help="of files that are cut short, restore what can be decoded")
     parser.add_argument(
         "--max-pixels",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .. import __version__
 from ..errors import InputError, LafrError
 from ..faces import trust
+from ..faces.detect import choice_note, find_faces
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 from ..images import photos
 from ..images.photos import Photo
@@ -22,8 +23,8 @@ from ..models import device_name
 from ..pipeline import NO_REFERENCES, References, restore_crops, restore_stored
 from ..settings import RestoreSettings
 from ..store.outputs import Outputs
-from ..types import Box, Face, Models
-from . import report
+from ..types import Box, Detector, Face, Models
+from . import gallery, report
 from .jobs import Job
 from .journal import Entry, Journal, absolute
 from .output import Style, copy
@@ -149,6 +150,9 @@ class Run:
     report: Path | None = None
     resume: bool = False
     overwrite: bool = False
+    gallery: Path | None = None
+    read: Reader = photos.read
+    """What reads photos for the gallery."""
 
 
 def carry_out(run: Run, processes: Processes) -> int:
@@ -169,7 +173,7 @@ def carry_out(run: Run, processes: Processes) -> int:
     todo = [job for job in mine if job.output not in done]
     outputs = _outputs(run)
     own_report = _own_report(run, processes)
-    reports = [path for path in dict.fromkeys((own_report, run.report)) if path is not None]
+    reports = [path for path in dict.fromkeys((own_report, run.report, run.gallery)) if path is not None]
     outputs.check(*(job.output for job in todo if _can_be_tried(job)), *reports)
     results = Report(header, own_report, outputs)
     for job in mine:
@@ -186,6 +190,39 @@ def carry_out(run: Run, processes: Processes) -> int:
     return max(_finish(run, processes, results, skipped=len(done)), 0 if whole else 1)
 
 
+def rehearse(run: Run, open_detector: Callable[[], Detector]) -> Iterator[str]:
+    """What :func:`carry_out` would do with each input, a line each, with the number of faces. Writes nothing.
+
+    Raises InputError where it would refuse.
+    """
+    outputs = _outputs(run)
+    todo = [job for job in run.jobs if not (run.resume and _earlier(run, job) is not None)]
+    reports = [path for path in (run.report, run.gallery) if path is not None]
+    outputs.check(*(job.output for job in todo if _can_be_tried(job)), *reports)
+    detector = open_detector() if any(map(_can_be_tried, todo)) else None
+    waiting = set(todo)
+    for job in run.jobs:
+        if job not in waiting:
+            yield f"{job.source}: done already ({job.output})"
+        elif detector is None or not _can_be_tried(job):
+            yield f"{job.source}: left out: {job.problem or job.unopened}"
+        else:
+            yield _rehearsed(run, job, detector)
+
+
+def _rehearsed(run: Run, job: Job, detector: Detector) -> str:
+    try:
+        found = find_faces(run.read(job.source).stored.expand(3, -1, -1)[None], detector, run.settings)
+    except LafrError as error:
+        return f"{job.source}: would fail: {error}"
+    choice = choice_note(sum(found.counts), len(found.faces), run.settings)
+    return f"{job.source} -> {job.output}: {choice or _counted(len(found.faces))}"
+
+
+def _counted(faces: int) -> str:
+    return f"{faces} face" if faces == 1 else f"{faces} faces"
+
+
 def _earlier(run: Run, job: Job) -> Entry | None:
     """The journal's entry where the job's result is there and doing it again would change nothing."""
     entry = run.journal.of_output(job.output)
@@ -197,6 +234,8 @@ def _outputs(run: Run) -> Outputs:
         entry = run.journal.of_output(path)
         if run.report is not None and path in (run.report, *report.parts(run.report)):
             return run.resume and report.is_report(path)
+        if path == run.gallery:
+            return run.resume and gallery.is_gallery(path)
         mine = entry is not None and entry.source == sources.get(absolute(path)) and entry.command == run.command
         return run.resume and mine
 
@@ -283,6 +322,8 @@ def _finish(run: Run, processes: Processes, results: Report, skipped: int) -> in
     if processes.first:
         if run.report is not None and processes.count > 1:
             results.entries = report.merge(run.report, results.header, processes.count, _outputs(run))
+        if run.gallery is not None:
+            _gallery(run, results)
         words = {
             "restored": "restored", "detected": "with faces", "no_face": "without a face", report.FAILED: "failed",
             report.UNOPENED: "not opened",
@@ -293,6 +334,15 @@ def _finish(run: Run, processes: Processes, results: Report, skipped: int) -> in
     processes.wait()  # a process that ends with 1 makes the launcher kill its siblings: not before the report is whole
     processes.leave()
     return 1 if results.count(report.FAILED) else 0
+
+
+def _gallery(run: Run, results: Report) -> None:
+    if run.gallery is None:
+        return
+    try:
+        gallery.write(run.gallery, results.header, results.entries.values(), results.outputs, run.read)
+    except LafrError as error:
+        say(f"lafr: {error}")
 
 
 def _own_report(run: Run, processes: Processes) -> Path | None:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m lafr_core restore | detect | compare | demo``. One module a command, in ``commands/``.
+"""The command line: ``python -m lafr_core restore | detect | compare | demo | doctor``. One module a command, in ``commands/``.
 
 Exit codes: 0 = every input done (a photo without a face is done), 1 = some inputs failed, 2 = nothing was done: wrong usage,
 or a model that cannot be opened, 130 = stopped by Ctrl-C or SIGTERM. Results go to files, messages to stderr.
@@ -15,10 +15,11 @@ from contextlib import contextmanager
 
 from .. import __version__
 from ..errors import LafrError
-from .commands import compare, demo, detect, restore
+from .commands import compare, demo, detect, doctor, restore
+from .config import with_config
 from .terminal import say
 
-COMMANDS = (restore, detect, compare, demo)
+COMMANDS = (restore, detect, compare, demo, doctor)
 """Each has ``add(commands)``, which describes itself and sets ``run(args) -> exit code``."""
 
 
@@ -28,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if broken := next((text for text in given if "\0" in text), None):
         say(f"lafr: {broken!r}: expected arguments without NUL characters; check the script that made them")
         return 2
-    args = build_parser().parse_args(given)
     try:
+        args = build_parser().parse_args(with_config(given))
         with _stoppable():
             return int(args.run(args))
     except LafrError as error:
@@ -50,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands. Setting options are drawn from ``settings.options()``."""
     parser = argparse.ArgumentParser(prog="lafr", description="Restores degraded faces in photos.")
     parser.add_argument("--version", action="version", version=f"lafr {__version__}")
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="a file of options by their names, also after the command; flags go before it"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 
 from ...errors import InputError
+from ...faces.detectors import open_detector
 from ...images.encode import QUALITY
 from ...pipeline import References
 from ...settings import RestoreSettings, options
+from ...store.outputs import Outputs
 from ..arguments import (
     Commands,
     add_inputs,
@@ -22,10 +24,11 @@ from ..arguments import (
     references_of,
     settings_of,
 )
-from ..batch import Reader, Run, Worker, carry_out, restore_crop, restore_photo
+from ..batch import Reader, Run, Worker, carry_out, rehearse, restore_crop, restore_photo
 from ..clips import add_clip_settings, restore_clips, split
 from ..output import FORMATS, Style
 from ..processes import Processes, join
+from ..report import is_report
 from ..signature import made_with
 
 
@@ -71,6 +74,12 @@ def _add_style(parser: argparse.ArgumentParser) -> None:
         help="of JPEG and WebP (100: lossless WebP; default: %(default)s)",
     )
     group.add_argument(
+        "--gallery",
+        type=Path,
+        metavar="FILE.html",
+        help="a page to look at: before and after of every photo, its faces, doubtful ones first",
+    )
+    group.add_argument(
         "--no-record", action="store_true", help="do not note the restoration and its settings in the result (EXIF, XMP)"
     )
 
@@ -93,6 +102,12 @@ def run(args: argparse.Namespace) -> int:
     clips, args.inputs = split(args.inputs)
     if clips and (args.aligned or args.box):
         raise InputError("--aligned and --box: expected photos, got a clip; faces of clips are found and followed")
+    if args.dry_run:
+        for clip in clips:
+            print(f"{clip}: a clip; its faces are found while it is restored")
+        clips = []
+    if clips and args.report is not None:  # the clips' part is written beside what the photos of this run wrote
+        Outputs(clips, overwrite=args.overwrite, ours=lambda path: args.resume and is_report(path)).check(args.report)
     done = restore_clips(args, clips, settings) if clips else None
     code = _photos(args, settings, read) if args.inputs else 0
     if done is not None:
@@ -122,6 +137,21 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader) -
         record=style.record,
     )
     run = Run(
-        "restore", inputs.jobs, settings, signature, open_worker, inputs.journal, args.report, args.resume, args.overwrite
+        "restore",
+        inputs.jobs,
+        settings,
+        signature,
+        open_worker,
+        inputs.journal,
+        args.report,
+        args.resume,
+        args.overwrite,
+        gallery=args.gallery,
+        read=read,
     )
-    return carry_out(run, join(args.device))
+    processes = join(args.device)
+    if args.dry_run:
+        for line in rehearse(run, lambda: open_detector(settings.detector, weights=args.detector_weights)):
+            print(line)
+        return 0
+    return carry_out(run, processes)

@@ -33,9 +33,9 @@ INVENTORY = {
         "fidelity", "strength", "mask", "feather", "color", "grain", "identity_warning", "batch_size", "detail",
     ),
     "Face": ("box", "landmarks", "score", "matrix", "image_index", "change", "likeness", "trust"),
-    "Photo": ("pixels", "alpha", "icc", "exif", "bits", "gray", "notes"),
+    "Photo": ("pixels", "alpha", "icc", "exif", "bits", "gray", "notes", "kept"),
     "read": "(path)",
-    "write": "(path, photo)",
+    "write": "(path, photo, kind=None, *, quality=95)",
     "LafrError": (),
 }  # fmt: skip
 """Public name -> its parameters or fields. A change here is a change for users: it goes into CHANGELOG.md too."""

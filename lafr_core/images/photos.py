@@ -119,6 +119,11 @@ def read(path: Path, *, salvage: bool = False, max_pixels: int | None = None) ->
         raise ImageFileError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def read_rgb(path: Path) -> Image.Image:
+    """The picture in the file as an upright 8-bit RGB Pillow image: what training sees, read as :func:`read` does."""
+    return to_pil(read(path)).convert("RGB")
+
+
 def decode(stream: BinaryIO, name: str = "image", *, salvage: bool = False, max_pixels: int | None = None) -> Photo:
     """The picture in an open binary stream; ``name`` is what errors call it. See :func:`read`."""
     max_pixels = MAX_PIXELS if max_pixels is None else max_pixels

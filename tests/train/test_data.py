@@ -183,3 +183,23 @@ def test_parquet_rows_are_read_where_they_lie(tmp_path: Path) -> None:
     pictures = data.find_pictures(str(tmp_path))
     assert [p.name for p in pictures] == ["a.parquet/0.0", "a.parquet/0.1", "a.parquet/1.0"]
     assert np.allclose(data.load_picture(pictures[2], 64), draw_face(2, 64), atol=1 / 255)
+
+
+def test_pictures_are_upright_and_16_bit_ones_are_right(tmp_path: Path) -> None:
+    """Training reads as the product does: EXIF orientation applied, 16 bits scaled and not cut."""
+    import torch
+    from PIL import Image
+
+    from lafr_core.images import photos
+    from train.data.faces import Picture, load_picture
+
+    tall = np.zeros((96, 64, 3), dtype=np.uint8)
+    tall[20:36] = 255  # a bright row as stored: a column when turned
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(tall).save(tmp_path / "turned.png", exif=exif)
+    turned = load_picture(Picture("turned.png", tmp_path / "turned.png"), 64)
+    assert turned.shape == (64, 64, 3) and turned[:, 46:58].min() > 0.9 and turned[:, :40].max() < 0.1
+    deep = photos.Photo(torch.full((3, 64, 64), 0.25), bits=16)
+    photos.write(tmp_path / "deep.png", deep)
+    assert abs(float(load_picture(Picture("deep.png", tmp_path / "deep.png"), 64).mean()) - 0.25) < 0.01

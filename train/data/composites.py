@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from lafr_core.faces.boxes import MIRRORED, face_box
 from lafr_core.geometry import invert, transform
+from lafr_core.images.photos import read_rgb
 from lafr_core.types import Box, Matrix, Point
 from train.config import Data
 from train.data.faces import Picture, labelled_photos
@@ -86,8 +87,7 @@ def faceless_pictures(names: tuple[str, ...], side: int = 700) -> list[Image.Ima
     pictures = []
     for name in names:
         path = next(Path(skimage.__file__).parent.joinpath("data").glob(f"{name}.*"))
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
+        picture = read_rgb(path)
         picture.thumbnail((side, side))
         pictures.append(picture)
     return pictures

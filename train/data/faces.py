@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lafr_core.errors import InputError
+from lafr_core.errors import ImageFileError, InputError
 from lafr_core.images.degrade import Drawn
+from lafr_core.images.photos import from_pil, to_pil
 from lafr_core.types import Matrix
 from train.config import Data
 from train.data import sources
@@ -177,8 +178,8 @@ def load_picture(picture: Picture, size: int) -> NDArray[np.float32]:
         return draw_face(picture.number, size)
     try:
         with picture.open() as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image = to_pil(from_pil(opened)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, ImageFileError) as error:
         raise InputError(f"{picture.name}: cannot be decoded ({error}); delete it or fetch it again, then resume") from error
     return _squared(image, picture, size)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from lafr_core.errors import InputError
 from lafr_core.faces.crop import warp
 from lafr_core.geometry import CROP_SIZE, FFHQ_TEMPLATE, as_matrix, compose, similarity
+from lafr_core.images.photos import read_rgb
 from lafr_core.types import Matrix, Point
 
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
@@ -55,8 +55,7 @@ def read_split(root: Path, split: str) -> list[Portrait]:
 
 def load_pixels(photo: Portrait) -> NDArray[np.uint8]:
     """The photo's pixels (H, W, 3) uint8 RGB."""
-    with Image.open(photo.path) as image:
-        return np.asarray(image.convert("RGB"))
+    return np.asarray(read_rgb(photo.path))
 
 
 def jitter(generator: np.random.Generator, shift: float = 12.0, scale: float = 0.06, turn: float = 4.0) -> Matrix:

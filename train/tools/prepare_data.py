@@ -21,14 +21,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lafr_core.errors import InputError, LafrError
+from lafr_core.errors import ImageFileError, InputError, LafrError
 from lafr_core.faces.crop import crop, place
 from lafr_core.faces.detect import detect_faces
 from lafr_core.faces.detectors import open_detector
+from lafr_core.images.photos import read as read_photo
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Detector, Face
 from train.data.faces import SUFFIXES
@@ -65,10 +66,8 @@ def photos(source: Path) -> list[Path]:
 
 
 def read(path: Path) -> Tensor:
-    """(1, 3, H, W) in [0, 1], upright. Raises OSError or ValueError for a file that does not decode."""
-    with Image.open(path) as image:
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    """(1, 3, H, W) in [0, 1], upright. Raises ImageFileError for a file that is no whole picture."""
+    return read_photo(path).pixels[None]
 
 
 def faces_of(path: Path, detector: Detector, limits: Limits) -> Iterator[tuple[Face, Tensor, float, str]]:
@@ -96,7 +95,7 @@ def prepare(source: Path, target: Path, detector: Detector, limits: Limits) -> C
         name = path.relative_to(source).as_posix()
         try:
             faces = list(faces_of(path, detector, limits))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, ImageFileError) as error:
             dropped.append((name, f"cannot be decoded ({error})"))
             count["corrupt"] += 1
             continue

@@ -22,19 +22,23 @@ from lafr_core.types import Models
 ROOT = Path(__file__).parents[1]
 
 INVENTORY = {
-    "restore": "(picture, settings=None, *, models=None, device='auto', boxes=None, progress=ignore_progress, **options)",
+    "restore": (
+        "(picture, settings=None, *, models=None, device='auto', boxes=None, reference=None, reference_weight=1.0, "
+        "progress=ignore_progress, **options)"
+    ),
     "detect": "(picture, settings=None, *, models=None, device='auto', **options)",
     "open_models": (
-        "(settings=None, *, device='auto', vae=None, adapter=None, prior=None, detector_weights=None, embedder=None)"
+        "(settings=None, *, device='auto', vae=None, adapter=None, prior=None, checkpoint=None, lora=None, mode='auto', "
+        "steps=None, denoise=None, detector_weights=None, embedder=None, folders=())"
     ),
     "Restoration": ("photo", "faces", "mask", "notes"),
     "RestoreSettings": (
         "detector", "threshold", "min_face", "max_face", "sort", "top_k", "faces", "rotate", "detect_side", "small_faces",
         "fidelity", "strength", "mask", "feather", "color", "grain", "identity_warning", "batch_size", "detail",
     ),
-    "Face": ("box", "landmarks", "score", "matrix", "image_index", "change", "likeness", "trust"),
+    "Face": ("box", "landmarks", "score", "matrix", "image_index", "change", "likeness", "trust", "person"),
     "Photo": ("pixels", "alpha", "icc", "exif", "bits", "gray", "notes", "kept"),
-    "read": "(path)",
+    "read": "(path, *, salvage=False, max_pixels=None)",
     "write": "(path, photo, kind=None, *, quality=95)",
     "LafrError": (),
 }  # fmt: skip

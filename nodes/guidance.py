@@ -78,7 +78,7 @@ def reference_vectors(faces: FaceSet, references: Tensor | None) -> Tensor | Non
         return torch.cat([embedder.call(crop[None].to(device)) for crop in faces.crops])
 
 
-def guided(model: Any, vae: Any, reference: Tensor, weight: float, start: float, end: float) -> Any:
+def guided(model: Any, vae: Any, reference: Tensor | None, weight: float, start: float, end: float) -> Any:
     """A clone of MODEL whose every denoised estimate is pulled towards the identities ``reference`` (N, D), one a latent row.
 
     weight 0 returns ``model`` itself. Works with every sampler of the host; nothing of the input MODEL changes.
@@ -86,7 +86,7 @@ def guided(model: Any, vae: Any, reference: Tensor, weight: float, start: float,
     if weight == 0.0:
         return model
     embedder = open_embedder()
-    if embedder is None:
+    if embedder is None or reference is None:
         raise CheckpointError("identity guidance: expected a face embedder, found none; set the identity weight to 0")
     patched = model.clone()
     sampling = patched.get_model_object("model_sampling")

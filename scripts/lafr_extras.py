@@ -1,5 +1,7 @@
 """LAFR in the Extras tab of AUTOMATIC1111 and Forge. The webui runs every file in this folder: keep it at this one."""
 
+from typing import Any
+
 from modules import scripts_postprocessing
 
 # Everything is imported now: A1111 takes this folder's parent off sys.path again once the script is loaded.
@@ -12,10 +14,10 @@ class LafrPostprocessing(scripts_postprocessing.ScriptPostprocessing):
     name = "LAFR"
     order = 1800
 
-    def ui(self):
+    def ui(self) -> dict[str, Any]:
         return extras.ui()
 
-    def process(self, pp, **values):
+    def process(self, pp: Any, **values: Any) -> None:
         extras.process(pp, **values)
 
 

@@ -88,16 +88,18 @@ class Lite0:
         return row / np.sqrt(np.mean(row**2))
 
 
-def kernel_distance(a: Array, b: Array) -> float:
+def kernel_distance(a: Array, b: Array, *, paired: bool = False) -> float:
     """Squared maximum mean discrepancy of samples (n, D) and (m, D), kernel (x.y / D + 1)^3, the unbiased estimate times 1000.
 
-    Binkowski et al., "Demystifying MMD GANs", ICLR 2018. May come out below 0 for samples of one distribution.
+    Binkowski et al., "Demystifying MMD GANs", ICLR 2018. May come out below 0 for samples of one distribution. ``paired``: row
+    i of both shows one person; such pairs are left out of the mean across: being the same person is not being real.
     """
     n, m, width = len(a), len(b), a.shape[1]
     kernel: Callable[[Array, Array], Array] = lambda x, y: (x @ y.T / width + 1) ** 3
     aa, bb, ab = kernel(a, a), kernel(b, b), kernel(a, b)
     within = (aa.sum() - np.trace(aa)) / (n * (n - 1)) + (bb.sum() - np.trace(bb)) / (m * (m - 1))
-    return float(1000 * (within - 2 * ab.mean()))
+    across = (ab.sum() - np.trace(ab)) / (n * (n - 1)) if paired else ab.mean()
+    return float(1000 * (within - 2 * across))
 
 
 class Age:

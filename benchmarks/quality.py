@@ -68,9 +68,9 @@ class Case:
 
 def cases(data: Path, severity: str, count: int) -> Iterator[Case]:
     """The first ``count`` validation faces (0 = all, spread evenly), each degraded with a seed of its own."""
-    photos = read_split(data, "val")
-    step = max(1, len(photos) // count) if count else 1
-    for number, photo in list(enumerate(photos))[::step][: count or None]:
+    photos = list(enumerate(read_split(data, "val")))
+    chosen = np.unique(np.linspace(0, len(photos) - 1, min(count or len(photos), len(photos))).round().astype(int))
+    for number, photo in (photos[index] for index in chosen):
         sharp = aligned_crop(load_pixels(photo), photo.matrix)
         generator = np.random.default_rng([SEED, SEVERITIES.index(severity), number])
         low, _ = degrade(sharp.permute(1, 2, 0).numpy(), generator, severity)
@@ -310,7 +310,9 @@ def distributions(seen: dict[tuple[str, str], list[np.ndarray]]) -> str:
         for variant in VARIANTS:
             rows = seen.get((judge, variant))
             if variant != "round trip of LQ":
-                cells.append("-" if rows is None or len(rows) < 2 else f"{kernel_distance(np.stack(rows), truth):.2f}")
+                cells.append(
+                    "-" if rows is None or len(rows) < 2 else f"{kernel_distance(np.stack(rows), truth, paired=True):.2f}"
+                )
         lines.append(f"| {judge} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -26,6 +26,13 @@ def test_kernel_distance_by_hand() -> None:
     assert kernel_distance(a, b) == pytest.approx(1000 * (27 + 1 - 2 * (1 + 8 + 1 + 27) / 4))
 
 
+def test_the_same_people_in_both_samples_do_not_make_them_alike() -> None:
+    draw = np.random.default_rng(4)
+    people = 3 * draw.normal(size=(40, 8))
+    soft, sharp = (people + draw.normal(size=(40, 8)) for _ in range(2))
+    assert abs(kernel_distance(soft, sharp, paired=True)) < abs(kernel_distance(soft, sharp)) / 3
+
+
 def test_age_is_read_where_it_can_be_and_noise_is_not_called_knowledge() -> None:
     draw = np.random.default_rng(2)
     ages = draw.uniform(18, 60, 60)

@@ -55,7 +55,7 @@ def requirements(name: str) -> list[str]:
 @pytest.mark.parametrize("name", LISTS)
 def test_requirements_are_lower_bounds(name: str) -> None:
     wanted = requirements(name)
-    one = r"-r requirements(-train|-detectors|-video)?\.txt|[A-Za-z-]+(>=[0-9.]+)?"
+    one = r"""-r requirements(-train|-detectors|-video)?\.txt|[A-Za-z-]+(>=[0-9.]+)?( ; python_version >= "[0-9.]+")?"""
     assert wanted and all(re.fullmatch(one, line) for line in wanted)
     assert not any(line.startswith(("opencv", "basicsr", "gfpgan", "torchaudio")) for line in wanted)
 
@@ -79,6 +79,13 @@ def test_no_file_is_a_program_by_accident() -> None:
         for path in (ROOT / folder).rglob("*"):
             assert not path.is_symlink(), path
             assert path.suffix not in (".pth", ".pt", ".ckpt", ".pkl", ".bin", ".onnx"), path
+
+
+def test_pictures_obey_the_limit_of_the_pre_commit_hook() -> None:
+    """Half a megabyte a file, weights apart: what every clone has to carry stays small."""
+    for folder in ("docs", "workflows", "web", "lafr_core/samples", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            assert not path.is_file() or "__pycache__" in path.parts or path.stat().st_size <= 500 * 1024, path
 
 
 def test_the_starter_weights_fit_into_60_megabytes() -> None:

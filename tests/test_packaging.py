@@ -127,3 +127,9 @@ def test_install_leaves_other_hosts_alone(install: ModuleType, monkeypatch: pyte
     monkeypatch.setitem(install.NEEDED, "surely_not_installed", "surely-not-installed")
     monkeypatch.setitem(sys.modules, "launch", None)
     install.install()  # ComfyUI-Manager runs it too: no error, nothing done
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest collects two files of one name only where their folders are packages; ours are not."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -60,7 +60,7 @@ def find_faces(images: Tensor, settings: RestoreSettings, boxes: Any = None, pro
 
 
 def reference_crops(photos: Tensor) -> Tensor:
-    """The surest face of each reference photo (R, 3, H, W), cut out; photos without a face are left out.
+    """The largest face of each reference photo (R, 3, H, W), cut out; photos without a face are left out.
 
     Raises InputError when none has one.
     """

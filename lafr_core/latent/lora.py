@@ -54,19 +54,6 @@ def peft_to_kohya(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tens
     return out
 
 
-def kohya_to_peft(tensors: Mapping[str, Tensor], modules: Iterable[str]) -> dict[str, Tensor]:
-    """kohya names -> peft's ``<path>.lora_A.weight``; ``modules`` are the UNet's module paths, since underscores are ambiguous.
-
-    The scale alpha / rank is multiplied into ``lora_B``, so the result needs no alpha. Raises CheckpointError for keys of no
-    module.
-    """
-    out: dict[str, Tensor] = {}
-    for path, (down, up, scale) in _pairs(tensors, modules).items():
-        out[f"{path}.lora_A.weight"] = down
-        out[f"{path}.lora_B.weight"] = up * scale
-    return out
-
-
 def load_lora(path: Path) -> Lora:
     """Read a kohya-named safetensors LoRA. Raises CheckpointError when it is missing, unreadable or of another naming."""
     path = Path(path)

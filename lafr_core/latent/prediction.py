@@ -40,15 +40,6 @@ def sigma_at(timestep: int) -> float:
     return float(((1.0 - alpha) / alpha) ** 0.5)
 
 
-def timestep_at(sigma: float) -> int:
-    """The SD timestep whose noise level is nearest to ``sigma`` in log space. Inverse of :func:`sigma_at`."""
-    if not sigma > 0:
-        raise InputError(f"sigma: expected a number above 0, got {sigma}")
-    alphas = alphas_cumprod()
-    levels = ((1.0 - alphas) / alphas).sqrt().log()
-    return int((levels - torch.tensor(sigma, dtype=torch.float64).log()).abs().argmin())
-
-
 def to_sample(output: Tensor, x_t: Tensor, alpha: float, prediction: Prediction) -> Tensor:
     """Network output -> x0, same shape and dtype.
 
@@ -65,25 +56,13 @@ def to_sample(output: Tensor, x_t: Tensor, alpha: float, prediction: Prediction)
     raise InputError(f"prediction: expected epsilon, v_prediction or sample, got {prediction!r}")
 
 
-def from_sample(x0: Tensor, x_t: Tensor, alpha: float, prediction: Prediction) -> Tensor:
-    """The output a network of this kind would have to give for ``x0``. Inverse of :func:`to_sample` (alpha in (0, 1))."""
-    if prediction == "epsilon":
-        return (x_t - alpha**0.5 * x0) / (1.0 - alpha) ** 0.5
-    if prediction == "v_prediction":
-        return (alpha**0.5 * x_t - x0) / (1.0 - alpha) ** 0.5
-    if prediction == "sample":
-        return x0
-    raise InputError(f"prediction: expected epsilon, v_prediction or sample, got {prediction!r}")
-
-
-def one_step(unet: Callable[[Tensor, Tensor], Tensor], latents: Tensor, timestep: int, prediction: Prediction) -> Tensor:
+def one_step(network: Callable[[Tensor], Tensor], latents: Tensor, timestep: int, prediction: Prediction) -> Tensor:
     """Restore in one UNet evaluation: the latent itself is fed as x_t, nothing is added and nothing scaled.
 
-    ``unet(x_t, t)`` takes UNet-scaled latents (B, C, h, w) and timesteps (B,) int64. This is the contract the prior's
-    LoRA is trained for; hosts that sample in sigma form pass x = latents * sqrt(1 + sigma^2) to reach the same input.
+    ``network`` is the UNet at that timestep and its text: UNet-scaled latents (B, C, h, w) -> its prediction of that shape. It is
+    the contract the prior's LoRA is trained for; hosts that sample in sigma form pass x = latents * sqrt(1 + sigma^2) to reach
+    the same input. Raises InputError for a timestep outside 0 to 999.
     """
     if not 0 <= timestep < TIMESTEPS:
         raise InputError(f"timestep: expected 0 to {TIMESTEPS - 1}, got {timestep}")
-    alpha = float(alphas_cumprod()[timestep])
-    t = torch.full((latents.shape[0],), timestep, dtype=torch.int64, device=latents.device)
-    return to_sample(unet(latents, t), latents, alpha, prediction)
+    return to_sample(network(latents), latents, float(alphas_cumprod()[timestep]), prediction)

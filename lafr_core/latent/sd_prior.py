@@ -21,7 +21,7 @@ from ..types import LatentSpec
 from . import lora as loras
 from . import single_file
 from .folding import fold_constants
-from .prediction import TIMESTEPS, Prediction, alphas_cumprod, to_sample
+from .prediction import TIMESTEPS, Prediction, alphas_cumprod, one_step, to_sample
 from .spec import family
 
 TIMESTEP = 399
@@ -42,14 +42,12 @@ class SdPrior:
         self.timestep = timestep
         self.prediction = prediction
         self.network = fold_constants(unet, timestep, context)
-        self._alpha = float(alphas_cumprod()[timestep])
 
     def __call__(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) UNet-scaled -> same shape. Differentiable with respect to the latents."""
         self.spec.check(latents, "prior")
         weight = next(self.network.parameters())
-        output = self.network(latents.to(weight)).to(latents)
-        return to_sample(output, latents, self._alpha, self.prediction)
+        return one_step(lambda z: self.network(z.to(weight)).to(z), latents, self.timestep, self.prediction)
 
 
 def open_sd_prior(

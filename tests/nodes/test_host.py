@@ -85,7 +85,10 @@ def test_one_step_is_the_librarys_one_step(host: hostenv.Host, starter: Any, fou
     text = torch.randn(1, 77, 16, generator=torch.Generator().manual_seed(1)).expand(2, -1, -1)
     unet = model.model.diffusion_model
     expected = prediction.one_step(
-        lambda x, t: unet(x, t, context=text), latent["samples"] * 0.18215, 399, "v_prediction" if v_prediction else "epsilon"
+        lambda x: unet(x, torch.full((len(x),), 399), context=text),
+        latent["samples"] * 0.18215,
+        399,
+        "v_prediction" if v_prediction else "epsilon",
     )
     difference = (restored["samples"] * 0.18215 - expected).abs().max()
     assert difference < 1e-4 * expected.abs().max()

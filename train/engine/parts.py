@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lafr_core.errors import CheckpointError, MissingPackageError
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.prior import PriorNet
-from lafr_core.latent.prediction import Prediction, alphas_cumprod, to_sample
+from lafr_core.latent.prediction import Prediction, one_step
 from lafr_core.latent.sd_prior import find_context, load_unet, prediction_of
 from lafr_core.latent.spec import family
 from lafr_core.latent.vae import KlVae, StarterVae, TinyVae, open_tiny, open_vae
@@ -218,13 +218,13 @@ class OneStep(nn.Module):
         super().__init__()
         self.unet = unet
         self.timestep, self.prediction = timestep, prediction
-        self.alpha = float(alphas_cumprod()[timestep])
         self.register_buffer("context", context)
 
     def forward(self, latents: Tensor) -> Tensor:
         t = torch.full((latents.shape[0],), self.timestep, dtype=torch.int64, device=latents.device)
         context = self.context.expand(latents.shape[0], -1, -1)  # type: ignore[operator]
-        return to_sample(self.unet(latents, t, context).sample.float(), latents.float(), self.alpha, self.prediction)
+        network = lambda z: self.unet(z.to(latents), t, context).sample.float()
+        return one_step(network, latents.float(), self.timestep, self.prediction)
 
 
 def lora_prior(config: Config, device: torch.device) -> OneStep:

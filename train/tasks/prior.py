@@ -12,11 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lafr_core.latent.networks.prior import PriorNet
-from lafr_core.latent.sd_prior import CONTEXT_FILE
 from lafr_core.types import Vae
 from train.config import Config
 from train.data.faces import Samples
@@ -111,11 +109,6 @@ class PriorTask:
         usual = batch["fidelity"].new_full((len(batch["lq"]),), self.config.data.fidelity)
         z = self.aligned(self.vae.encode(batch["lq"]), batch, usual)
         return self.vae.decode(self.model(z))
-
-
-def store_context(path: Any, context: Tensor) -> None:
-    """Write the empty-prompt embedding (1, tokens, width) where lafr_core.latent.sd_prior finds it."""
-    save_file({"context": context.float().cpu().contiguous()}, str(path / CONTEXT_FILE), metadata={"lafr_version": "1"})
 
 
 def main(arguments: Sequence[str]) -> None:

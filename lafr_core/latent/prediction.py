@@ -59,9 +59,9 @@ def to_sample(output: Tensor, x_t: Tensor, alpha: float, prediction: Prediction)
 def one_step(network: Callable[[Tensor], Tensor], latents: Tensor, timestep: int, prediction: Prediction) -> Tensor:
     """Restore in one UNet evaluation: the latent itself is fed as x_t, nothing is added and nothing scaled.
 
-    ``network`` is the UNet at that timestep and its text: UNet-scaled latents (B, C, h, w) -> its prediction of that shape. It is
-    the contract the prior's LoRA is trained for; hosts that sample in sigma form pass x = latents * sqrt(1 + sigma^2) to reach
-    the same input. Raises InputError for a timestep outside 0 to 999.
+    ``network`` is the UNet at that timestep and its text: UNet-scaled latents (B, C, h, w) -> its prediction, same shape. It
+    is the contract the prior's LoRA is trained for; hosts that sample in sigma form pass x = latents * sqrt(1 + sigma^2) to
+    reach the same input. Raises InputError for a timestep outside 0 to 999.
     """
     if not 0 <= timestep < TIMESTEPS:
         raise InputError(f"timestep: expected 0 to {TIMESTEPS - 1}, got {timestep}")

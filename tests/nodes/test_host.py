@@ -471,8 +471,9 @@ def test_no_face_passes_through_every_node(host: hostenv.Host, starter: Any) -> 
         for name, (_, default) in host.core("settings").options().items()
         if name in host.module("faces").DETECTION
     }
-    found, crops, mask, preview, count = host.nodes.DetectFaces.execute(batch, **detection).result
-    assert count == 0 and len(found) == 0
+    found, crops, mask, preview, count, boxes, report = host.nodes.DetectFaces.execute(batch, **detection).result
+    assert count == 0 and len(found) == 0 and boxes == [[], []]
+    assert report == "photo 0: 0 faces\nphoto 1: 0 faces"
     assert crops.shape == (1, 512, 512, 3) and mask.shape == (2, 96, 80) and not mask.any()
     assert torch.equal(preview, batch)
     aligned, unaligned, confidence = host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 4, faces=found).result

@@ -48,7 +48,7 @@ class Host:
 
 def boot(root: Path, base: Path) -> Host:
     """Import ComfyUI on the CPU; load the pack under a legal name. The host goes first on sys.path: we have ``nodes`` too."""
-    without_torchaudio()
+    ensure_torchaudio()
     sys.path.insert(0, str(root))
     for name in [name for name in sys.modules if name == "nodes" or name.startswith("nodes.")]:
         del sys.modules[name]
@@ -65,13 +65,17 @@ def boot(root: Path, base: Path) -> Host:
     return Host(root, base, nodes)
 
 
-def without_torchaudio() -> None:
-    """Image work calls none of it; one that does not match torch stops transformers. ComfyUI 0.33 needs one, or a stand-in."""
+def ensure_torchaudio() -> None:
+    """Image work calls none of it, but ComfyUI 0.33 imports it: put the stand-in where there is none, or one that fails."""
     try:
         import torchaudio  # noqa: F401
     except Exception:
-        sys.modules.pop("torchaudio", None)
-        sys.modules["torchaudio"] = None  # type: ignore[assignment]
+        spec = importlib.util.spec_from_file_location("torchaudio", Path(__file__).with_name("torchaudio_stub.py"))
+        assert spec is not None and spec.loader is not None
+        stub = importlib.util.module_from_spec(spec)
+        stub.__path__ = []
+        sys.modules["torchaudio"] = stub
+        spec.loader.exec_module(stub)
 
 
 def python_of(root: Path) -> str:
@@ -132,11 +136,9 @@ def taesd(kind: str = "taesd", scale: float = 0.18215, shift: float = 0.0) -> An
 
 MAKE_CHECKPOINT = """
 import sys, torch
-try:
-    import torchaudio
-except Exception:
-    sys.modules["torchaudio"] = None
-sys.path.insert(0, {root!r})
+sys.path[:0] = [{root!r}, {tests!r}]
+import hostenv
+hostenv.ensure_torchaudio()
 from comfy.cli_args import args
 args.cpu = True
 import comfy.ops, comfy.sd1_clip, comfy.supported_models as supported
@@ -177,7 +179,7 @@ def make_checkpoint(root: Path, out: Path) -> None:
     if _made and _made[0].is_file():
         out.hardlink_to(_made[0])
         return
-    code = MAKE_CHECKPOINT.format(root=str(root), weights=str(SHARED_WEIGHTS), out=str(out))
+    code = MAKE_CHECKPOINT.format(root=str(root), tests=str(Path(__file__).parent), weights=str(SHARED_WEIGHTS), out=str(out))
     subprocess.run([python_of(root), "-c", code], check=True)
     _made[:] = [out]
 

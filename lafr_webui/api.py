@@ -23,8 +23,6 @@ from .words import sentence
 
 ROUTE = "/lafr/restore"
 FIELDS = ("image", "reference", "settings")
-LOOK = 0.5
-"""Seconds between two looks at whether the client is still there."""
 CALLERS = (InputError, ImageFileError, SettingsError)
 """Errors that the caller can mend: HTTP 422. All others are ours: 500."""
 T = TypeVar("T")
@@ -42,15 +40,24 @@ def register(app: Any) -> None:
     from fastapi import Body
 
     async def lafr_restore(request, payload=Body(...)):  # type: ignore[no-untyped-def] # noqa: B008 - FastAPI's way
-        return await while_connected(partial(restore, payload), request.is_disconnected)
+        return await while_connected(partial(restore, payload), partial(disconnected, request.receive))
 
     # FastAPI would look the names up in this module, where they are not.
     lafr_restore.__annotations__ = {"request": fastapi.Request, "payload": dict}
     app.add_api_route(ROUTE, lafr_restore, methods=["POST"], dependencies=_authentication(shared.cmd_opts))
 
 
-async def while_connected(work: Callable[[], T], gone: Callable[[], Awaitable[bool]]) -> T:
-    """What ``work`` gives, done in a thread. Once ``gone`` becomes true, its next :func:`host.poll` raises Cancelled."""
+async def disconnected(receive: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
+    """Return once the client has gone. ``receive``: the ASGI channel of a request whose body was read.
+
+    Waited for, not asked now and then: Starlette's ``is_disconnected`` never becomes true behind A1111's middleware.
+    """
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def while_connected(work: Callable[[], T], gone: Callable[[], Awaitable[None]]) -> T:
+    """What ``work`` gives, done in a thread. Once ``gone`` returns, its next :func:`host.poll` raises Cancelled."""
     from starlette.concurrency import run_in_threadpool
 
     stop = threading.Event()
@@ -60,13 +67,16 @@ async def while_connected(work: Callable[[], T], gone: Callable[[], Awaitable[bo
             return work()
 
     task = asyncio.ensure_future(run_in_threadpool(watched))
+    watch = asyncio.ensure_future(gone())
     try:
-        while not (await asyncio.wait({task}, timeout=LOOK))[0]:
-            if await gone():
-                stop.set()
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if watch.done() and watch.exception() is None:  # a watch that fails has seen nobody go
+            stop.set()
+        await asyncio.wait({task})
         return task.result()
     finally:
         stop.set()  # the server may cancel us instead; the thread goes on until it looks
+        watch.cancel()
 
 
 def restore(payload: Mapping[str, Any]) -> dict[str, Any]:

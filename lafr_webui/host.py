@@ -123,6 +123,7 @@ def job() -> Iterator[None]:
             shared.state.begin(job="lafr")
         except TypeError:  # versions before 1.6 take no name
             shared.state.begin()
+        shared.state.job_count = 1  # begin leaves -1, by which the webui's progress route would divide
         try:
             yield
         finally:

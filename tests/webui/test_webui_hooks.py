@@ -234,21 +234,40 @@ def test_work_nobody_waits_for_is_stopped(monkeypatch):
     from lafr_core.errors import Cancelled
     from lafr_webui import api, host
 
-    monkeypatch.setattr(api, "LOOK", 0.01)
     monkeypatch.setitem(__import__("sys").modules, "modules", types.SimpleNamespace(shared=types.SimpleNamespace(state=None)))
-    looks = []
+    told = []
 
-    async def gone():
-        looks.append(1)
-        return len(looks) > 2
+    async def receive():
+        """The rest of a body, then a client that goes; nested in a task, as middleware waits."""
+        await asyncio.ensure_future(asyncio.sleep(0.02))
+        told.append({"type": "http.disconnect" if told else "http.request"})
+        return told[-1]
+
+    async def stays():
+        await asyncio.sleep(60)
+
+    async def fails():
+        raise RuntimeError("unexpected message")
 
     def work():
-        for _ in range(500):
+        for _ in range(100):
             host.poll()
             time.sleep(0.01)
         return "done"
 
     with pytest.raises(Cancelled, match="client has gone"):
-        asyncio.run(api.while_connected(work, gone))
-    assert asyncio.run(api.while_connected(lambda: "done", gone)) == "done"
+        asyncio.run(api.while_connected(work, lambda: api.disconnected(receive)))
+    assert [message["type"] for message in told] == ["http.request", "http.disconnect"]
+    for gone in (stays, fails):
+        assert asyncio.run(api.while_connected(work, gone)) == "done"
     host.poll()  # other threads are not stopped
+
+
+def test_a_job_shows_as_one_picture(webui):
+    """The webuis' progress route divides by the number of pictures, which ``begin`` leaves at -1."""
+    webui.load()
+    from lafr_webui import host
+
+    webui.shared.state.job_count = -1
+    with host.job():
+        assert webui.shared.state.job_count == 1

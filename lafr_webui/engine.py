@@ -90,13 +90,11 @@ def opened(request: Request, reference: Image.Image | None = None, broken: str =
             except CheckpointError as error:
                 starter = replace(starter, notes=(*starter.notes, f"starter engine used ({error})"))
             else:
-                through = models.vae
-                if request.engine.identity and not getattr(checkpoint.vae, "differentiable", lambda: True)():
+                guide = _guide(replace(models, vae=checkpoint.vae), request.engine, references)
+                if guide is not None and not getattr(checkpoint.vae, "differentiable", lambda: True)():
+                    guide = replace(guide, vae=models.vae)
                     note = "identity works through the starter's VAE (this webui's gives no gradients)"
                     starter = replace(starter, notes=(*starter.notes, note))
-                else:
-                    through = checkpoint.vae
-                guide = _guide(replace(models, vae=through), request.engine, references)
                 models = replace(models, vae=checkpoint.vae, prior=None)
                 yield replace(starter, models=replace(models, sampler=_sampler(checkpoint, request.engine, guide)))
                 return

@@ -188,6 +188,18 @@ def test_guidance_changes_the_result_and_leaves_no_gradients(webui, parts, pixel
         assert torch.allclose(finished(values | {"identity": 1.0}, pixels), on, atol=1e-5)
 
 
+def test_only_the_pull_needs_a_vae_with_gradients(webui, parts, monkeypatch):
+    """A reference photo lends through the checkpoint's own VAE, also where that one gives no gradients."""
+    monkeypatch.setattr(a1111.A1111Vae, "differentiable", lambda self: False, raising=False)
+    request = Request.from_mapping({"engine": "checkpoint", "identity": 1.0})
+    with host.neutral(torch.device("cpu")):
+        with engine.opened(request) as pulled:
+            assert "through the starter's VAE" in pulled.notes[0] and pulled.models.sampler.guide.vae is parts.parts.vae
+        with engine.opened(request, photo()) as lent:
+            assert lent.notes == () and lent.models.sampler.guide is None
+            assert len(lent.references.people) == 1 and isinstance(lent.models.vae, a1111.A1111Vae)
+
+
 def test_extras_with_the_loaded_checkpoint(webui, parts):
     assert not loaded.is_forge()
     runner, image = webui.runner(), photo()

@@ -156,5 +156,5 @@ def test_the_command_line_restores_clips_beside_photos(
     capsys.readouterr()
     assert main([*arguments[:2], *arguments[3:], "--resume"]) == 0
     assert "done already" in capsys.readouterr().err
-    assert main([*arguments[:2], *arguments[3:]]) == 1
+    assert main([*arguments[:2], *arguments[3:]]) == 2  # refused before any work
     assert "a file is there already" in capsys.readouterr().err

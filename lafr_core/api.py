@@ -22,6 +22,7 @@ from .faces import people
 from .faces.crop import place
 from .faces.detect import detect_faces
 from .images import photos
+from .images.enlarge import enlarged
 from .images.photos import Photo
 from .models import open_models
 from .pipeline import References, check_images, restore_faces
@@ -39,9 +40,11 @@ class Restoration:
     photo: Photo
     """The result with everything that came with the picture: alpha, profile, EXIF, bit depth."""
     faces: tuple[Face, ...]
-    """The restored faces in the chosen order; ``matrix`` is set, ``change`` where an embedder was at hand. () = none."""
+    """The restored faces in the chosen order, in pixels of the picture as it was given; ``matrix`` is set, ``change`` where an
+    embedder was at hand. () = none."""
     mask: Tensor
-    """(1, H, W) in [0, 1]: where the picture was changed. Where it is 0, pixels are bit-identical to the input's."""
+    """(1, H, W) in [0, 1], as large as the result: where the picture was changed. Where it is 0, pixels are bit-identical to
+    the input's, or to its enlargement's."""
     notes: tuple[str, ...] = ()
     """Sentences for a person: what was special about the file, which stage was left out."""
 
@@ -76,6 +79,7 @@ def restore(
     boxes: Sequence[Box] | None = None,
     reference: Picture | Sequence[Picture] | Sequence[Person] | None = None,
     reference_weight: float = 1.0,
+    upscale: int = 1,
     progress: Progress = ignore_progress,
     **options: Any,
 ) -> Restoration:
@@ -84,18 +88,24 @@ def restore(
     settings, or single ``options`` of :class:`RestoreSettings` by name (``fidelity=0.9``), not both. models: what
     :func:`open_models` gave, to open them once for many pictures; opened on ``device`` when None. boxes: face boxes
     (x0, y0, x1, y1) in pixels instead of the search. reference: one or several good photos of the person; or people that
-    :func:`open_references` gave. reference_weight: how much they lend, 0 to 1. No face is a result: the picture comes back
-    bit-identical with no faces.
-    Raises InputError for a picture of the wrong layout or range, ImageFileError for a file that cannot be read, SettingsError.
+    :func:`open_references` gave. reference_weight: how much they lend, 0 to 1. upscale: 1, 2 or 4: the result is as
+    many times as large (Lanczos), and the faces are pasted at that size, so that a small one keeps all that was restored. No
+    face is a result: the picture comes back bit-identical, or merely enlarged, with no faces.
+    Raises InputError for a picture of the wrong layout or range or another upscale, ImageFileError for a file that cannot be
+    read, SettingsError.
     """
     chosen = _settings(settings, options)
     photo = to_photo(picture)
+    larger = enlarged(photo, upscale)
     models = models if models is not None else open_models(chosen, device=device)
     given = None if boxes is None else [boxes]
     references = References(_people(reference, models, chosen), reference_weight)
-    result = restore_faces(photo.pixels[None], models, chosen, boxes=given, references=references, progress=progress)
+    canvas = None if larger is photo else larger.pixels[None]
+    result = restore_faces(
+        photo.pixels[None], models, chosen, boxes=given, enlarged=canvas, references=references, progress=progress
+    )
     notes = (*photo.notes, *result.left_out(0, chosen))
-    return Restoration(replace(photo, pixels=result.images[0]), result.faces, result.masks[0], notes)
+    return Restoration(replace(larger, pixels=result.images[0]), result.faces, result.masks[0], notes)
 
 
 def detect(

@@ -99,6 +99,12 @@ def scale_of(matrix: Matrix) -> float:
     return math.sqrt(abs(float(np.linalg.det(m[:, :2]))))
 
 
+def enlarging(factor: float) -> Matrix:
+    """The map from a picture to the same picture ``factor`` times as large: edges stay edges, so centres move by a half."""
+    shift = (factor - 1) / 2
+    return ((float(factor), 0.0, shift), (0.0, float(factor), shift))
+
+
 def crop_bounds(matrix: Matrix, size: tuple[int, int], crop: int = CROP_SIZE, margin: int = 2) -> tuple[int, int, int, int]:
     """Integer region (x0, y0, x1, y1) of an image of ``size`` (h, w) that holds everything the crop sees; may be empty.
 

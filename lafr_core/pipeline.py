@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .faces import color, grain, people, trust
-from .faces.crop import crop_faces, place
+from .faces.crop import crop_faces, enlarge, place
 from .faces.detect import find_faces, left_out
 from .faces.identity import cosine, likeness
 from .faces.masks import check_parser
@@ -49,10 +49,11 @@ class RestoredBatch:
     """What one restoration gives back."""
 
     images: Tensor
-    """(B, 3, H, W) in [0, 1], same size, dtype and device as the input. Rows without faces are bit-identical to the input."""
+    """(B, 3, H, W) in [0, 1], same size, dtype and device as what was pasted into: the input, or its enlargement. Rows without
+    faces are bit-identical to that."""
     faces: tuple[Face, ...]
-    """All faces of all rows, placed, by row, then in the chosen order; ``change`` and ``trust`` are set when an embedder was at
-    hand, ``person`` and ``likeness`` where a reference person was."""
+    """All faces of all rows, placed, in pixels of the input, by row, then in the chosen order; ``change`` and ``trust`` are set
+    when an embedder was at hand, ``person`` and ``likeness`` where a reference person was."""
     masks: Tensor
     """(B, 1, H, W) in [0, 1]: where the images were changed."""
     found: tuple[int, ...] = ()
@@ -72,6 +73,7 @@ def restore_faces(
     *,
     boxes: Sequence[Sequence[Box]] | None = None,
     keep: Tensor | None = None,
+    enlarged: Tensor | None = None,
     references: References = NO_REFERENCES,
     progress: Progress = ignore_progress,
 ) -> RestoredBatch:
@@ -79,12 +81,15 @@ def restore_faces(
 
     images: (B, 3, H, W) float RGB in [0, 1], any device. boxes: per photo, hand-given face boxes instead of
     the detector's search. keep: (B or 1, 1, H, W) in [0, 1], 1 where the photo stays as it is. references: people whose good
-    photos help; each face takes the one it is most like, if likely.
+    photos help; each face takes the one it is most like, if likely. enlarged: the same photos a whole number of times as large,
+    (B, 3, k*H, k*W): faces are found and cut out in ``images`` and pasted there, with all that was restored; ``images`` and
+    ``masks`` of the result, and ``keep``, then have that size.
     No face is a result, not an error: that photo comes back bit-identical, as does every photo at strength 0.
     """
     check_images(images)
-    masks = images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
-    return _restore(images, masks, models, settings, boxes, keep, references, progress)
+    canvas = images if enlarged is None else enlarged
+    masks = images.new_zeros((images.shape[0], 1, *canvas.shape[-2:]))
+    return _restore(images, canvas, masks, models, settings, boxes, keep, references, progress)
 
 
 def restore_stored(
@@ -94,23 +99,27 @@ def restore_stored(
     *,
     boxes: Sequence[Box] | None = None,
     keep: Tensor | None = None,
+    enlarged: Tensor | None = None,
     references: References = NO_REFERENCES,
     progress: Progress = ignore_progress,
 ) -> RestoredBatch:
     """:func:`restore_faces` on one photo as a file stores it, in little memory: only the regions of faces become float.
 
-    image: (1 or 3, H, W) uint8 or uint16, 1 = gray, or float in [0, 1]. ``images`` of the result is (1, 3, H, W) of the same
-    dtype; it is the image itself, not a copy, where nothing was changed. ``masks`` is empty: (0, 1, H, W).
+    image: (1 or 3, H, W) uint8 or uint16, 1 = gray, or float in [0, 1]; enlarged: (1 or 3, k*H, k*W), same dtype. ``images``
+    of the result is (1, 3, H, W) of that dtype, or as large as ``enlarged``; it is the image itself, not a copy, where nothing
+    was changed. ``masks`` is empty: (0, 1, H, W).
     """
     if image.is_floating_point():
         check_images(image[None].expand(-1, 3, -1, -1))
     images = image.expand(3, -1, -1)[None]
-    no_masks = torch.zeros((0, 1, *image.shape[-2:]))
-    return _restore(images, no_masks, models, settings, None if boxes is None else [boxes], keep, references, progress)
+    canvas = images if enlarged is None else enlarged.expand(3, -1, -1)[None]
+    no_masks = torch.zeros((0, 1, *canvas.shape[-2:]))
+    return _restore(images, canvas, no_masks, models, settings, None if boxes is None else [boxes], keep, references, progress)
 
 
 def _restore(
     images: Tensor,
+    canvas: Tensor,
     masks: Tensor,
     models: Models,
     settings: RestoreSettings,
@@ -119,20 +128,23 @@ def _restore(
     references: References,
     progress: Progress,
 ) -> RestoredBatch:
-    """The stages, in their order. ``masks`` with a row each are filled."""
+    """The stages, in their order. ``canvas``: what is pasted into. ``masks`` with a row each are filled."""
     check_parser(models.parser, settings)
-    check_keep(keep, images)
+    factor = _factor(images, canvas)
+    check_keep(keep, canvas)
     found = find_faces(images, models.detector, settings, boxes=boxes, progress=progress)
     faces = [place(face) for face in found.faces]
     known = _whose_faces(images, faces, models, references)
-    pasted = images.clone() if faces or len(masks) else images
+    pasted = canvas.clone() if faces or len(masks) else canvas
     done: list[Face] = []
     for start in range(0, len(faces), settings.batch_size):  # crops live for one batch: memory does not grow with the faces
         batch = faces[start : start + settings.batch_size]
         lenders, weight = known[start : start + settings.batch_size], references.weight
         restored, scored = restore_crops(crop_faces(images, batch), batch, models, settings, lenders=lenders, weight=weight)
         filled = masks if len(masks) else None
-        paste_into(pasted, filled, scored, restored, settings, parser=models.parser, keep=keep)
+        paste_into(
+            pasted, filled, [enlarge(face, factor) for face in scored], restored, settings, parser=models.parser, keep=keep
+        )
         done += scored
         progress("restore", len(done), len(faces))
     return RestoredBatch(pasted, tuple(done), masks, found.counts, found.faceless)
@@ -273,6 +285,18 @@ def _whose_faces(images: Tensor, faces: Sequence[Face], models: Models, referenc
         crop = crop_faces(images, [face]).to(models.device, torch.float32)
         found += people.whose(crop, references.people, models.embedder)
     return found
+
+
+def _factor(images: Tensor, canvas: Tensor) -> int:
+    """How many times as large as ``images`` the ``canvas`` is. Raises InputError where it is no enlargement of them."""
+    factor = max(1, canvas.shape[-1] // images.shape[-1])
+    expected = (*images.shape[:2], factor * images.shape[-2], factor * images.shape[-1])
+    if tuple(canvas.shape) != expected or canvas.dtype != images.dtype:
+        raise InputError(
+            f"enlarged: expected {images.dtype} {tuple(images.shape)} a whole number of times as large, got {canvas.dtype} "
+            f"{tuple(canvas.shape)}; enlarge the same pictures with lafr_core.images.enlarge"
+        )
+    return factor
 
 
 def check_images(images: Tensor) -> None:

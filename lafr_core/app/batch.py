@@ -18,6 +18,7 @@ from ..faces import trust
 from ..faces.detect import choice_note, find_faces
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 from ..images import photos
+from ..images.enlarge import enlarged
 from ..images.photos import Photo
 from ..models import device_name
 from ..pipeline import NO_REFERENCES, References, restore_crops, restore_stored
@@ -56,24 +57,37 @@ def restore_photo(
     read: Reader = photos.read,
     references: References = NO_REFERENCES,
     style: Style = PLAIN,
+    upscale: int = 1,
+    max_pixels: int | None = None,
 ) -> Made:
-    """Restore the faces of one photo file. Raises LafrError when it cannot be read."""
+    """Restore the faces of one photo file, ``upscale`` times enlarged. Raises LafrError when it cannot be read, or when the
+    result would have more than ``max_pixels``. Faces are told in pixels of the file."""
     photo = read(job.source)
-    result = restore_stored(photo.stored, models, settings, boxes=boxes or None, references=references)
+    larger = _enlarged(photo, upscale, max_pixels, job.source)
+    canvas = None if upscale == 1 else larger.stored
+    result = restore_stored(photo.stored, models, settings, boxes=boxes or None, enlarged=canvas, references=references)
     left_out = result.left_out(0, settings)
-    if not result.faces and style.keeps_file(job.source, job.output):
+    if not result.faces and upscale == 1 and style.keeps_file(job.source, job.output):
         return Made(record(job, "no_face", (), [*photo.notes, *left_out]), lambda path: copy(job.source, path))
-    restored = photo
+    restored = larger
     if result.faces:
-        restored = style.finished(photo.with_pixels(result.images[0]), made_by(settings, len(result.faces)))
+        restored = style.finished(larger.with_pixels(result.images[0]), made_by(settings, len(result.faces), upscale))
     notes = [*photo.notes, *style.losses(photo, job.output), *left_out, *trust_warnings(result.faces, settings)]
     status = "restored" if result.faces else "no_face"
     return Made(record(job, status, result.faces, notes), lambda path: style.save(path, restored, job.output))
 
 
-def made_by(settings: RestoreSettings, faces: int) -> dict[str, Any]:
+def _enlarged(photo: Photo, factor: int, max_pixels: int | None, source: Path) -> Photo:
+    try:
+        return enlarged(photo, factor, max_pixels=max_pixels)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def made_by(settings: RestoreSettings, faces: int, upscale: int = 1) -> dict[str, Any]:
     """What a restored photo says of its restoration."""
-    return {"lafr": __version__, "faces": faces, "settings": asdict(settings)}
+    larger = {} if upscale == 1 else {"upscale": upscale}
+    return {"lafr": __version__, "faces": faces, **larger, "settings": asdict(settings)}
 
 
 def restore_crop(
@@ -153,6 +167,8 @@ class Run:
     gallery: Path | None = None
     read: Reader = photos.read
     """What reads photos for the gallery."""
+    upscale: int = 1
+    """How many times as large as its source a result is; for the report."""
 
 
 def carry_out(run: Run, processes: Processes) -> int:
@@ -168,6 +184,8 @@ def carry_out(run: Run, processes: Processes) -> int:
         "processes": processes.count,
         "settings": asdict(run.settings),
     }
+    if run.upscale != 1:
+        header["upscale"] = run.upscale
     mine = processes.share(run.jobs)
     done = {job.output: entry for job in mine if run.resume and (entry := _earlier(run, job)) is not None}
     todo = [job for job in mine if job.output not in done]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..geometry import CROP_SIZE, FFHQ_TEMPLATE, compose, crop_bounds, invert, scale_of, similarity
+from ..geometry import CROP_SIZE, FFHQ_TEMPLATE, compose, crop_bounds, enlarging, invert, scale_of, similarity, transform
 from ..types import Face, Matrix, Point, to_unit
 from .resample import resample
 
@@ -19,6 +19,21 @@ from .resample import resample
 def place(face: Face) -> Face:
     """The face with its ``matrix`` set: the similarity that takes its five landmarks to the FFHQ-512 template."""
     return replace(face, matrix=similarity(face.landmarks, FFHQ_TEMPLATE))
+
+
+def enlarge(face: Face, factor: int) -> Face:
+    """The face where it is in its photo enlarged ``factor`` times; its crop is the same crop. 1 = the face itself."""
+    if factor == 1:
+        return face
+    larger = enlarging(factor)
+    (x0, y0), (x1, y1), *landmarks = transform(larger, [face.box[:2], face.box[2:], *face.landmarks])
+    left_eye, right_eye, nose, left_mouth, right_mouth = landmarks
+    return replace(
+        face,
+        box=(x0, y0, x1, y1),
+        landmarks=(left_eye, right_eye, nose, left_mouth, right_mouth),
+        matrix=None if face.matrix is None else compose(face.matrix, invert(larger)),
+    )
 
 
 def crop(image: Tensor, face: Face) -> Tensor:

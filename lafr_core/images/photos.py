@@ -98,9 +98,16 @@ class Photo:
         stored: Tensor = self.__dict__["_pixels"]
         return stored
 
-    def with_pixels(self, pixels: Tensor) -> Photo:
-        """The photo with other pixels, float or as :attr:`stored`."""
-        return replace(self, pixels=pixels, alpha=self.__dict__["_alpha"])  # type: ignore[arg-type]
+    @property
+    def stored_alpha(self) -> Tensor | None:
+        """The alpha with the bits it is kept with, (1, H, W), as :attr:`stored`; None where there is none. Not a copy."""
+        stored: Tensor | None = self.__dict__["_alpha"]
+        return stored
+
+    def with_pixels(self, pixels: Tensor, alpha: Tensor | None = None) -> Photo:
+        """The photo with other pixels, float or as :attr:`stored`, and another alpha where one is given."""
+        alpha = self.stored_alpha if alpha is None else alpha
+        return replace(self, pixels=pixels, alpha=alpha)  # type: ignore[arg-type]
 
 
 def read(path: Path, *, salvage: bool = False, max_pixels: int | None = None) -> Photo:

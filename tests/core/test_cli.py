@@ -286,10 +286,10 @@ def test_ctrl_c_leaves_whole_files_and_a_valid_report(
         photo(tmp_path / "in" / f"{name}.png")
     restore_photo = batch.restore_photo
 
-    def stopped_at_b(job: Any, *rest: Any) -> Any:
+    def stopped_at_b(job: Any, *rest: Any, **more: Any) -> Any:
         if job.source.name == "b.png":
             raise KeyboardInterrupt
-        return restore_photo(job, *rest)
+        return restore_photo(job, *rest, **more)
 
     monkeypatch.setattr(restore_command, "restore_photo", stopped_at_b)
     command = ["restore", tmp_path / "in", "-o", tmp_path / "out", "--report", tmp_path / "r.json"]
@@ -409,10 +409,10 @@ def test_a_library_fault_in_one_photo_does_not_end_the_run(
     photo(tmp_path / "in" / "b.png")
     restore_photo = batch.restore_photo
 
-    def faulty(job: Any, *rest: Any) -> Any:
+    def faulty(job: Any, *rest: Any, **more: Any) -> Any:
         if job.source.name == "a.png":
             raise RuntimeError("something inside")
-        return restore_photo(job, *rest)
+        return restore_photo(job, *rest, **more)
 
     monkeypatch.setattr(restore_command, "restore_photo", faulty)
     assert run("restore", tmp_path / "in", "-o", tmp_path / "out") == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...errors import InputError
 from ...faces.detectors import open_detector
 from ...images.encode import QUALITY
+from ...images.enlarge import FACTORS
 from ...pipeline import References
 from ...settings import RestoreSettings, options
 from ...store.outputs import Outputs
@@ -74,6 +75,13 @@ def _add_style(parser: argparse.ArgumentParser) -> None:
         help="of JPEG and WebP (100: lossless WebP; default: %(default)s)",
     )
     group.add_argument(
+        "--upscale",
+        type=int,
+        choices=FACTORS,
+        default=1,
+        help="enlarge the photo so many times (Lanczos) and paste the faces at that size (default: %(default)s)",
+    )
+    group.add_argument(
         "--gallery",
         type=Path,
         metavar="FILE.html",
@@ -92,14 +100,18 @@ def quality(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restores the faces of every input and writes OUT/<relative path>.png (or --format): same size, alpha, colour profile and
-    metadata kept. A photo without a face is written unchanged. Clips (.mp4, .mov, .mkv, .avi, ...) become clips, with their
-    sound."""
+    """Restores the faces of every input and writes OUT/<relative path>.png (or --format): same size (or --upscale times as
+    large), alpha, colour profile and metadata kept. A photo without a face is written unchanged. Clips (.mp4, .mov, .mkv, .avi,
+    ...) become clips, with their sound."""
     settings, read = settings_of(args), reader(args)
     References(weight=args.reference_weight)  # refused before any work
     if args.aligned and args.box:
         raise InputError("--aligned and --box: expected one of them, got both; aligned crops need no boxes")
+    if args.aligned and args.upscale != 1:
+        raise InputError("--aligned and --upscale: expected one of them, got both; face crops keep their size")
     clips, args.inputs = split(args.inputs)
+    if clips and args.upscale != 1:
+        raise InputError(f"{clips[0]}: expected photos with --upscale, got a clip; restore clips in a run of their own")
     if clips and (args.aligned or args.box):
         raise InputError("--aligned and --box: expected photos, got a clip; faces of clips are found and followed")
     if args.dry_run:
@@ -122,7 +134,9 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader) -
         references = references_of(args, models, settings)
         if args.aligned:
             return lambda job: restore_crop(job, models, settings, read, references, style)
-        return lambda job: restore_photo(job, models, settings, args.box, read, references, style)
+        return lambda job: restore_photo(
+            job, models, settings, args.box, read, references, style, upscale=args.upscale, max_pixels=args.max_pixels
+        )
 
     style = Style(args.format, args.quality, not args.no_record)
     inputs = jobs_of(args, "restore", style.suffix)
@@ -135,6 +149,7 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader) -
         reference=lent(args),
         quality=args.quality,
         record=style.record,
+        **({} if args.upscale == 1 else {"upscale": args.upscale}),
     )
     run = Run(
         "restore",
@@ -148,6 +163,7 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader) -
         args.overwrite,
         gallery=args.gallery,
         read=read,
+        upscale=args.upscale,
     )
     processes = join(args.device)
     if args.dry_run:

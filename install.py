@@ -1,15 +1,15 @@
 """Runs when A1111 or Forge start with this extension, and once after ComfyUI-Manager cloned the pack.
 
 ComfyUI-Manager has installed requirements.txt by then, so there is nothing left to do. In the webui the packages that restoring
-needs (torch, numpy, Pillow, safetensors, tqdm) are there already; nothing else is installed behind the user's back, since every
-optional backend says what to install when it is chosen.
+needs (torch, numpy, Pillow, safetensors, tqdm, einops) are there already; nothing else is installed behind the user's back,
+since every optional backend says what to install when it is chosen.
 """
 
 from __future__ import annotations
 
 import importlib.util
 
-NEEDED = {"torch": "torch", "numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "tqdm": "tqdm"}
+NEEDED = {"torch": "torch", "numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "tqdm": "tqdm", "einops": "einops"}
 
 
 def missing() -> list[str]:

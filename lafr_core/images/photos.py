@@ -139,9 +139,7 @@ def decode(stream: BinaryIO, name: str = "image", *, salvage: bool = False, max_
     try:
         try:
             return _decoded(stream, max_pixels)
-        except ImageFileError as error:
-            raise ImageFileError(f"{name}: {error}") from None
-        except (Image.DecompressionBombError, MemoryError):
+        except (ImageFileError, Image.DecompressionBombError, MemoryError):
             raise
         except Exception:
             if not salvage:
@@ -150,8 +148,8 @@ def decode(stream: BinaryIO, name: str = "image", *, salvage: bool = False, max_
                 photo = _decoded(stream, max_pixels)
             notes = (*photo.notes, "damaged or cut short: what could be decoded was kept")
             return _noted(photo, notes)
-    except ImageFileError:
-        raise
+    except ImageFileError as error:
+        raise ImageFileError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
         limit = f"{max_pixels // 1_000_000} megapixels"
         raise ImageFileError(f"{name}: too large ({error}); the limit is {limit}, split or scale it first") from error

@@ -78,8 +78,8 @@ def load(path: Path, kind: str) -> Checkpoint:
     if found != kind:
         raise CheckpointError(f"{path}: expected a LAFR {kind} file, got a {found} file; pass it as the {found} instead")
     version = metadata.get("lafr_version", "")
-    if not version.isdecimal() or int(version) > FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version {version!r}, this LAFR reads up to {FORMAT_VERSION}; update LAFR")
+    if not version.isdecimal() or len(version) > 9 or int(version) > FORMAT_VERSION:  # int() refuses thousands of digits
+        raise CheckpointError(f"{path}: format version {version[:20]!r}, this LAFR reads up to {FORMAT_VERSION}; update LAFR")
     try:
         config = json.loads(metadata["lafr_config"])
         if not isinstance(config, dict):

@@ -89,6 +89,7 @@ GOOD = {"lafr_kind": "prior", "lafr_version": "1", "lafr_config": "{}"}
         ({**GOOD, "lafr_kind": "vae"}, "expected a LAFR prior file, got a vae file; pass it as the vae instead"),
         ({**GOOD, "lafr_version": "2"}, "format version '2', this LAFR reads up to 1; update LAFR"),
         ({**GOOD, "lafr_version": "new"}, "format version 'new'"),
+        ({**GOOD, "lafr_version": "1" * 6000}, "format version '11111111111111111111', this LAFR"),
         ({**GOOD, "lafr_config": "{"}, "no readable lafr_config; export it again"),
         ({"lafr_kind": "prior", "lafr_version": "1"}, "no readable lafr_config"),
     ],

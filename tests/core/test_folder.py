@@ -185,6 +185,16 @@ def test_salvage_restores_what_there_is(kind: str, tmp_path: Path, capfd: Any) -
         photos.read(source)
 
 
+def test_salvaging_what_is_no_picture_after_all_names_the_file(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 7)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[11] = 2  # the header's length: Pillow knows the format, then finds no picture
+    (tmp_path / "a.png").write_bytes(data)
+    for salvage in (False, True):
+        with pytest.raises(ImageFileError, match=r"a\.png: "):
+            photos.read(tmp_path / "a.png", salvage=salvage)
+
+
 # --- the environment (F4) ---
 
 

@@ -25,7 +25,7 @@ from .images import photos
 from .images.enlarge import enlarged
 from .images.photos import Photo
 from .models import open_models
-from .pipeline import References, check_images, restore_faces
+from .pipeline import REFERENCE_WEIGHT, References, check_images, restore_faces
 from .settings import RestoreSettings
 from .types import Box, Face, Models, Person, Progress, ignore_progress
 
@@ -78,7 +78,7 @@ def restore(
     device: str = "auto",
     boxes: Sequence[Box] | None = None,
     reference: Picture | Sequence[Picture] | Sequence[Person] | None = None,
-    reference_weight: float = 1.0,
+    reference_weight: float = REFERENCE_WEIGHT,
     upscale: int = 1,
     progress: Progress = ignore_progress,
     **options: Any,

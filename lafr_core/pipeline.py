@@ -24,6 +24,10 @@ from .latent import guidance, lending
 from .settings import RestoreSettings
 from .types import Box, Face, Models, Person, Progress, ignore_progress
 
+REFERENCE_WEIGHT = 0.5
+"""How much references lend unless told otherwise. Measured (docs/identity.md): all of it likens a face most, but over what the
+prior draws it can leave one eye sharper than the other; half keeps most of the likeness, and PSNR rises."""
+
 OVERSHOOT = 0.05
 """How far values may lie outside [0, 1]: what bicubic and Lanczos resampling leave at hard edges."""
 
@@ -33,7 +37,7 @@ class References:
     """People whose good photos help to restore their faces."""
 
     people: tuple[Person, ...] = ()
-    weight: float = 1.0
+    weight: float = REFERENCE_WEIGHT
     """How much the photos lend, 0 (nothing: bit-identical to no references) to 1."""
 
     def __post_init__(self) -> None:

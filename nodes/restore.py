@@ -12,7 +12,7 @@ from torch import Tensor
 from ..lafr_core.errors import CheckpointError, InputError
 from ..lafr_core.faces.people import meet
 from ..lafr_core.models import prior_note
-from ..lafr_core.pipeline import References, restore_faces
+from ..lafr_core.pipeline import REFERENCE_WEIGHT, References, restore_faces
 from ..lafr_core.settings import RestoreSettings, options
 from ..lafr_core.types import Models, Person
 from .host import CONNECT, SD, HostVae, check_model, check_vae, raw_latent
@@ -111,7 +111,7 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
                     io.Float.Input,
                     "reference_weight",
                     display_name="Reference weight",
-                    default=1.0,
+                    default=REFERENCE_WEIGHT,
                     min=0.0,
                     max=1.0,
                     step=0.05,

@@ -9,7 +9,7 @@ from ...errors import InputError
 from ...faces.detectors import open_detector
 from ...images.encode import QUALITY
 from ...images.enlarge import FACTORS
-from ...pipeline import References
+from ...pipeline import REFERENCE_WEIGHT, References
 from ...settings import RestoreSettings, options
 from ...store.outputs import Outputs
 from ..arguments import (
@@ -53,7 +53,11 @@ def add(commands: Commands) -> None:
         help="a good photo of the person, a folder of them, or a folder with one folder a person: their photos help",
     )
     parser.add_argument(
-        "--reference-weight", type=float, default=1.0, metavar="W", help="how much reference photos lend, 0 to 1 (%(default)s)"
+        "--reference-weight",
+        type=float,
+        default=REFERENCE_WEIGHT,
+        metavar="W",
+        help="how much reference photos lend, 0 to 1 (%(default)s)",
     )
     _add_style(parser)
     add_models(parser)

@@ -16,5 +16,5 @@ HELP = {
     "Gentle": "For photos that are nearly good: stays close to the photo and blends with it.",
     "Default": "The values LAFR starts with.",
     "Strong": "For small, blurred and noisy faces: trusts what LAFR knows of faces; look at the result.",
-    "With reference": "For very small faces: the reference photo below lends what the face lost; without a photo use another.",
+    "With reference": "For very small faces: the reference photo below lends what the face lost. Needs that photo.",
 }

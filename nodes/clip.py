@@ -18,7 +18,7 @@ from .layout import to_image, to_images
 from .memory import Managed, host_progress, say, telling
 from .networks import open_parser
 from .restore import HostPrior, model_inputs, open_models
-from .widgets import make, schema, settings_inputs, timestep_input
+from .widgets import drawn, schema, settings_inputs, timestep_input
 
 UNFOLDED = ("faces", "fidelity", "strength", "detail")
 """What most people touch; the other widgets are folded away."""
@@ -27,17 +27,7 @@ UNFOLDED = ("faces", "fidelity", "strength", "detail")
 def steadiness_input() -> Any:
     """The one knob that photos do not have, as :class:`ClipSettings` declares it."""
     known = next(f for f in fields(ClipSettings) if f.name == "steadiness")
-    option = known.metadata["option"]
-    return make(
-        io.Float.Input,
-        "steadiness",
-        display_name=option.label,
-        default=known.default,
-        min=option.low,
-        max=option.high,
-        step=option.step,
-        tooltip=option.help,
-    )
+    return drawn(known.name, known.metadata["option"], known.default)
 
 
 class RestoreClip(io.ComfyNode):  # type: ignore[misc]

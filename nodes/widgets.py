@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..lafr_core.latent.prediction import TIMESTEPS
 from ..lafr_core.latent.sd_prior import TIMESTEP
-from ..lafr_core.settings import options
+from ..lafr_core.settings import Option, options
 
 CATEGORY = "LAFR"
 ESSENTIALS = "Image Tools"
@@ -77,7 +77,11 @@ def schema(
 
 def setting(name: str, *, advanced: bool = False) -> Any:
     """The input for one field of :class:`RestoreSettings`: its default, bounds, label and help."""
-    option, default = options()[name]
+    return drawn(name, *options()[name], advanced=advanced)
+
+
+def drawn(name: str, option: Option, default: Any, *, advanced: bool = False) -> Any:
+    """The input for a setting of any record: the widget of its kind with its default, bounds, label and help."""
     shown: dict[str, Any] = {"display_name": option.label, "tooltip": option.help, "default": default, "advanced": advanced}
     if option.choices is not None:
         return make(io.Combo.Input, name, options=list(option.choices), **shown)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lafr_core.errors import CheckpointError
 from lafr_core.latent import prediction
-from lafr_core.latent.guidance import ordinary
 from lafr_core.latent.spec import FAMILIES
 from lafr_core.types import LatentSpec
 
@@ -41,21 +40,11 @@ class A1111Vae:
 
     def decode(self, latents: Tensor) -> Tensor:
         """UNet-scaled latents -> (B, 3, H, W) in [0, 1]."""
-        return _finite(self._decode(latents)).clamp(0, 1)
-
-    def decode_with_gradient(self, latents: Tensor) -> Tensor:
-        """As :meth:`decode`, unclamped and differentiable. ``decode_first_stage`` would not do: the host wraps it in
-        no_grad.
-        """
-        ordinary(self.model.first_stage_model)
-        return self._decode(latents)
-
-    def _decode(self, latents: Tensor) -> Tensor:
         from modules import devices
 
         with devices.autocast():
             image = self.model.first_stage_model.decode(self.spec.to_raw(latents).to(devices.device, _vae_dtype()))
-        return image.float().to(latents.device) * 0.5 + 0.5
+        return _finite(image.float().to(latents.device) * 0.5 + 0.5).clamp(0, 1)
 
 
 class A1111Denoiser:

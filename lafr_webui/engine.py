@@ -28,7 +28,7 @@ from lafr_core.store import assets
 from lafr_core.types import Models, Parser, Person, Sampler
 
 from . import host, loaded
-from .sampling import FewSteps, Guide, GuidedPrior, OneStep
+from .sampling import FewSteps, OneStep
 from .settings import EngineSettings, Request
 
 DOWNLOAD = "lafr_download"
@@ -72,15 +72,16 @@ def opened(request: Request, reference: Image.Image | None = None, broken: str =
 
     What cannot be used here is no error: a checkpoint gives way to the starter, a detector to LAFR's own, mask "parse" to
     "oval", and a note says why. ``broken``: why the checkpoint is not even tried. Call it and use the models under
-    :func:`lafr_webui.host.neutral`. Raises LafrError when the starter's files are damaged, when identity guidance has no
-    embedder or when the reference photo shows no face.
+    :func:`lafr_webui.host.neutral`. ``reference`` helps unless its weight is 0. Raises LafrError when the starter's files are
+    damaged, or when there is a reference photo and no embedder, or no face in it.
     """
     starter = starter_parts(request.restore)
     models = starter.models
-    references = NO_REFERENCES
-    if reference is not None and request.engine.identity:
-        references = References((reference_person(reference, models, request.restore),), request.engine.identity)
-    starter = replace(starter, references=references)
+    if reference is not None and request.engine.identity == 0:
+        starter = replace(starter, notes=(*starter.notes, "reference photo not used (identity weight 0)"))
+    elif reference is not None:
+        person = reference_person(reference, models, request.restore)
+        starter = replace(starter, references=References((person,), request.engine.identity))
     with contextlib.ExitStack() as stack:
         if request.engine.engine == "checkpoint":
             try:
@@ -90,18 +91,9 @@ def opened(request: Request, reference: Image.Image | None = None, broken: str =
             except CheckpointError as error:
                 starter = replace(starter, notes=(*starter.notes, f"starter engine used ({error})"))
             else:
-                guide = _guide(replace(models, vae=checkpoint.vae), request.engine, references)
-                if guide is not None and not getattr(checkpoint.vae, "differentiable", lambda: True)():
-                    guide = replace(guide, vae=models.vae)
-                    note = "identity works through the starter's VAE (this webui's gives no gradients)"
-                    starter = replace(starter, notes=(*starter.notes, note))
-                models = replace(models, vae=checkpoint.vae, prior=None)
-                yield replace(starter, models=replace(models, sampler=_sampler(checkpoint, request.engine, guide)))
-                return
-        guide = _guide(models, request.engine, references)
-        if guide is not None and models.prior is not None:
-            models = replace(models, sampler=GuidedPrior(models.prior, guide))
-        yield replace(starter, models=models)
+                sampler = _sampler(checkpoint, request.engine)
+                starter = replace(starter, models=replace(models, vae=checkpoint.vae, prior=None, sampler=sampler))
+        yield starter
 
 
 def starter_parts(settings: RestoreSettings) -> Opened:
@@ -167,7 +159,9 @@ def _mask(settings: RestoreSettings, opened: Models) -> str:
 def reference_person(photo: Image.Image, models: Models, settings: RestoreSettings) -> Person:
     """The person with the largest face of the reference photo. Raises InputError where there is none."""
     if models.embedder is None:
-        raise _no_embedder()
+        raise MissingPackageError(
+            "reference photo: no face embedder at hand; install LAFR with its weights or set the identity weight to 0"
+        )
     key = (CACHE.key, hashlib.sha256(photo.tobytes()).digest(), photo.size, photo.mode, settings.threshold)
     if CACHE.reference is None or CACHE.reference_key != key:
         image = photos.from_pil(photo).pixels[None]
@@ -181,22 +175,7 @@ def reference_person(photo: Image.Image, models: Models, settings: RestoreSettin
     return CACHE.reference
 
 
-def _guide(models: Models, engine: EngineSettings, references: References) -> Guide | None:
-    """The pull to the face's own look; a reference photo lends instead, which helps more (docs/identity.md)."""
-    if engine.identity == 0 or references.people:
-        return None
-    if models.embedder is None:
-        raise _no_embedder()
-    return Guide(models.vae, models.embedder, engine.identity)
-
-
-def _sampler(checkpoint: loaded.Checkpoint, engine: EngineSettings, guide: Guide | None) -> Sampler:
+def _sampler(checkpoint: loaded.Checkpoint, engine: EngineSettings) -> Sampler:
     if engine.steps == 1:
-        return OneStep(checkpoint.denoiser, engine.timestep, guide)
-    return FewSteps(checkpoint.denoiser, engine.steps, engine.denoise, engine.seed, guide, host.poll)
-
-
-def _no_embedder() -> MissingPackageError:
-    return MissingPackageError(
-        "identity guidance: no face embedder at hand; install LAFR with its weights or set the weight to 0"
-    )
+        return OneStep(checkpoint.denoiser, engine.timestep)
+    return FewSteps(checkpoint.denoiser, engine.steps, engine.denoise, engine.seed, host.poll)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lafr_core.errors import CheckpointError
-from lafr_core.latent.guidance import ordinary
 from lafr_core.latent.spec import FAMILIES
 from lafr_core.types import LatentSpec
 
@@ -61,25 +60,6 @@ class ForgeVae:
         with torch.inference_mode():
             image = self.vae.decode(self.spec.to_raw(latents))
         return _finite(image.clone().float().movedim(-1, 1)).to(latents.device)
-
-    def decode_with_gradient(self, latents: Tensor) -> Tensor:
-        """As :meth:`decode`, unclamped and differentiable: the network itself, loaded by the host, its weights made
-        ordinary.
-        """
-        network, dtype = self.vae.first_stage_model, self.vae.vae_dtype
-        with torch.inference_mode():
-            # A backward pass keeps what the forward pass made: about three times the memory of decoding.
-            needed = 3 * self.vae.memory_used_decode(latents.shape, dtype)
-            _memory_management().load_models_gpu([self.vae.patcher], memory_required=needed)
-        ordinary(network)
-        image = network.decode(self.spec.to_raw(latents).to(self.vae.device, dtype))
-        return image.float().to(latents.device) * 0.5 + 0.5
-
-    def differentiable(self) -> bool:
-        """Whether :meth:`decode_with_gradient` gives gradients: Neo puts its decoder under inference mode, whatever we do."""
-        with torch.inference_mode(False), torch.enable_grad():
-            probe = torch.zeros(1, self.spec.channels, 8, 8, requires_grad=True)
-            return self.decode_with_gradient(probe).requires_grad
 
 
 class ForgeDenoiser:

@@ -10,6 +10,8 @@ from . import engine, host, panel
 from .settings import Request, options
 
 SECTION = ("lafr", "LAFR")
+NOT_HERE = ("identity",)
+"""Settings without effect where there is no reference photo."""
 
 
 def key(name: str) -> str:
@@ -18,11 +20,15 @@ def key(name: str) -> str:
 
 
 def add_to(opts: Any) -> None:
-    """Put every setting on the page. A section of two parts works in all versions; the third part came with 1.7."""
+    """Put every setting that works without the panel on the page. A section of two parts works in all versions; the third part
+    came with 1.7.
+    """
     import gradio as gr
     from modules import shared
 
     for name, (option, default) in options().items():
+        if name in NOT_HERE:
+            continue
         kind, arguments = panel.gradio_arguments(name)
         label = f"{option.label}: {arguments.pop('info')}"
         info = shared.OptionInfo(default, label, getattr(gr, kind), arguments, section=SECTION)

@@ -93,6 +93,8 @@ def _restore(image: Image.Image, request: Request, reference: Image.Image | None
     if host.setting("face_restoration_unload", False):
         engine.CACHE.clear()
         host.free_memory()
+    if opened.references.people and all(face.person is None for face in done.faces):
+        notes.append("reference photo not used (no face here looks like that person)")
     notes += filter(None, [_warning(done.faces, request)])
     return Result(restored, report("ok", request, done.faces, "; ".join(notes), found), done.faces)
 

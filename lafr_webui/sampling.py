@@ -1,4 +1,4 @@
-"""Finishing aligned latents with a host's UNet in one step or several, with identity guidance. Knows no host."""
+"""Finishing aligned latents with a host's UNet in one step or several. Knows no host."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lafr_core.latent import guidance
-from lafr_core.types import Embedder, LatentSpec, Prior, Vae
+from lafr_core.types import LatentSpec
 
 Poll = Callable[[], None]
 """Raises :class:`lafr_core.errors.Cancelled` when the user asked to stop."""
@@ -31,75 +30,35 @@ class Denoiser(Protocol):
 
 
 @dataclass(frozen=True)
-class Guide:
-    """Identity guidance for the faces of one restoration; weight 0 does nothing and costs nothing."""
-
-    vae: Vae
-    embedder: Embedder
-    weight: float
-    reference: Tensor | None = None
-    """Unit vector (D,) of the person in the reference photos; None = each face's own embedding before restoration."""
-
-    def targets(self, crops: Tensor) -> Tensor:
-        """Unit vectors (B, D) that crops (B, 3, 512, 512) are pulled to."""
-        if self.reference is not None:
-            return self.reference.expand(crops.shape[0], -1)
-        with torch.no_grad():
-            return self.embedder(crops)
-
-    def __call__(self, x0: Tensor, targets: Tensor) -> Tensor:
-        """Latents (B, C, h, w) moved towards ``targets``; :func:`lafr_core.latent.guidance.guide`."""
-        decode = getattr(self.vae, "decode_with_gradient", self.vae.decode)
-        return guidance.guide(x0, decode, self.embedder, targets, self.weight)
-
-
-@dataclass(frozen=True)
-class GuidedPrior:
-    """A one-step prior whose result is pulled towards an identity."""
-
-    prior: Prior
-    guide: Guide
-
-    def __call__(self, latents: Tensor, crops: Tensor) -> Tensor:
-        return self.guide(self.prior(latents), self.guide.targets(crops))
-
-
-@dataclass(frozen=True)
 class OneStep:
     """One evaluation at a fixed timestep: the aligned latent itself is fed as x_t (the paper's prior)."""
 
     denoiser: Denoiser
     timestep: int
-    guide: Guide | None = None
 
     def __call__(self, latents: Tensor, crops: Tensor) -> Tensor:
-        x0 = self.denoiser(latents, self.timestep)
-        return x0 if self.guide is None else self.guide(x0, self.guide.targets(crops))
+        return self.denoiser(latents, self.timestep)
 
 
 @dataclass(frozen=True)
 class FewSteps:
     """Partial denoise: noise at level ``denoise``, then deterministic DDIM down to the clean latent.
 
-    Song et al., "Denoising Diffusion Implicit Models", 2021, eq. 12 with sigma 0; guidance acts on each x0 estimate.
+    Song et al., "Denoising Diffusion Implicit Models", 2021, eq. 12 with sigma 0.
     """
 
     denoiser: Denoiser
     steps: int
     denoise: float
     seed: int
-    guide: Guide | None = None
     poll: Poll = lambda: None
 
     def __call__(self, latents: Tensor, crops: Tensor) -> Tensor:
-        targets = None if self.guide is None else self.guide.targets(crops)
         timesteps = self.timesteps()
         x = self.noised(latents, timesteps[0])
         for now, then in zip(timesteps, [*timesteps[1:], None], strict=True):
             self.poll()
             x0 = self.denoiser(x, now)
-            if self.guide is not None and targets is not None:
-                x0 = self.guide(x0, targets)
             x = x0 if then is None else self._towards(x0, x, now, then)
         return x
 

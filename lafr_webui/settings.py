@@ -12,6 +12,7 @@ from typing import Any
 
 from lafr_core import settings as core
 from lafr_core.errors import SettingsError
+from lafr_core.pipeline import REFERENCE_WEIGHT
 from lafr_core.settings import Option, RestoreSettings, option
 
 ENGINES = ("starter", "checkpoint")
@@ -28,9 +29,9 @@ class EngineSettings:
         choices=ENGINES,
     )  # fmt: skip
     identity: float = option(
-        0.0, "Identity weight",
-        "How much the reference photo lends to the face it shows, 0 = nothing. Without a reference photo the face is pulled to "
-        "its own look, which measured helps nothing: leave it at 0 then.",
+        REFERENCE_WEIGHT, "Identity weight",
+        "How much the reference photo lends to the face it shows: 0 = nothing, 0.5 = measured to help without harm, 1 = all it "
+        "can, which likens small faces further but can leave one eye sharper. Does nothing without a reference photo.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
     timestep: int = option(

@@ -175,11 +175,6 @@ def main() -> None:
             difference = (checkpoint.denoiser(x, timestep) - expected).abs().max() / expected.abs().max()
             assert difference < 1e-3, f"timestep {timestep}: {difference}"
         plain = checkpoint.denoiser(x, 399)
-    assert checkpoint.vae.differentiable() == (KIND != "neo"), "Neo's decoder works under inference mode, the others' do not"
-    if KIND != "neo":
-        leaf = first.clone().requires_grad_(True)
-        checkpoint.vae.decode_with_gradient(leaf).sum().backward()
-        assert leaf.grad is not None and leaf.grad.abs().sum() > 0
 
     with tempfile.TemporaryDirectory() as folder:
         name, networks = lora_module(unet, Path(folder))
@@ -188,7 +183,7 @@ def main() -> None:
             assert not torch.allclose(checkpoint.denoiser(x, 399), plain, atol=1e-5), "the LoRA changed nothing"
         with torch.no_grad(), loaded.checkpoint() as checkpoint:
             assert torch.allclose(checkpoint.denoiser(x, 399), plain, atol=1e-6), "the LoRA stayed on"
-    print(f"{KIND}: encode, decode, denoise, gradient and LoRA as they should be")
+    print(f"{KIND}: encode, decode, denoise and LoRA as they should be")
 
 
 if __name__ == "__main__":

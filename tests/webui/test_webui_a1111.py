@@ -14,7 +14,7 @@ from webui_fakes import Webui, info, photo
 
 from lafr_core.errors import CheckpointError
 from lafr_core.latent import prediction
-from lafr_core.pipeline import restore_pixels
+from lafr_core.pipeline import REFERENCE_WEIGHT, restore_pixels
 from lafr_webui import a1111, engine, host, loaded
 from lafr_webui.settings import Request
 
@@ -175,29 +175,14 @@ def test_lowvram_swaps_are_honoured(webui, pixels):
     with torch.no_grad():
         vae, denoiser = a1111.A1111Vae(model), a1111.A1111Denoiser(model)
         vae.decode(denoiser(vae.encode(pixels), 399))
-    vae.decode_with_gradient(torch.zeros(1, 4, 2, 2))
-    assert moved == ["vae", "unet", "vae", "vae"]
+    assert moved == ["vae", "unet", "vae"]
 
 
-@pytest.mark.parametrize("values", [{}, {"steps": 3, "denoise": 0.5}])
-def test_guidance_changes_the_result_and_leaves_no_gradients(webui, parts, pixels, values):
-    off, on = finished(values, pixels), finished(values | {"identity": 1.0}, pixels)
-    assert not torch.allclose(off, on, atol=1e-3)
-    assert all(parameter.grad is None for parameter in webui.shared.sd_model.parameters())
-    with torch.inference_mode():  # as part of txt2img
-        assert torch.allclose(finished(values | {"identity": 1.0}, pixels), on, atol=1e-5)
-
-
-def test_only_the_pull_needs_a_vae_with_gradients(webui, parts, monkeypatch):
-    """A reference photo lends through the checkpoint's own VAE, also where that one gives no gradients."""
-    monkeypatch.setattr(a1111.A1111Vae, "differentiable", lambda self: False, raising=False)
-    request = Request.from_mapping({"engine": "checkpoint", "identity": 1.0})
-    with host.neutral(torch.device("cpu")):
-        with engine.opened(request) as pulled:
-            assert "through the starter's VAE" in pulled.notes[0] and pulled.models.sampler.guide.vae is parts.parts.vae
-        with engine.opened(request, photo()) as lent:
-            assert lent.notes == () and lent.models.sampler.guide is None
-            assert len(lent.references.people) == 1 and isinstance(lent.models.vae, a1111.A1111Vae)
+def test_a_reference_photo_lends_through_the_checkpoints_vae(webui, parts):
+    request = Request.from_mapping({"engine": "checkpoint"})
+    with host.neutral(torch.device("cpu")), engine.opened(request, photo()) as lent:
+        assert lent.notes == () and lent.references.weight == REFERENCE_WEIGHT
+        assert len(lent.references.people) == 1 and isinstance(lent.models.vae, a1111.A1111Vae)
 
 
 def test_extras_with_the_loaded_checkpoint(webui, parts):

@@ -13,8 +13,10 @@ from PIL import Image
 from webui_fakes import LANDMARKS, ROOT, SCRIPT, Component, info, photo, toy_parts
 
 from lafr_core.errors import CheckpointError
+from lafr_core.pipeline import REFERENCE_WEIGHT
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Face
+from lafr_webui import extras
 
 
 def autocast_on():
@@ -254,10 +256,10 @@ def test_inside_generation_the_models_are_still_ordinary(webui, parts, monkeypat
     engine.CACHE.clear()
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         inside = webui.run(photo(), {"enable": True}, runner)
-        guided = webui.run(photo(), {"enable": True, "identity": 1.0}, runner)
+        helped = webui.run(photo(), {"enable": True, "reference": photo()}, runner)
     assert inside.image.tobytes() == outside.image.tobytes() and not any(seen)
     assert not made[1].vae.gain.is_inference()
-    assert info(guided).status == "ok", info(guided).note
+    assert info(helped).status == "ok", info(helped).note
 
 
 def test_models_are_loaded_once_and_given_back_when_asked(webui, parts):
@@ -299,18 +301,64 @@ def test_knobs_of_the_panel_change_the_picture(webui, parts, values):
 
 def test_reference_photo_changes_the_picture_and_needs_a_face(webui, parts):
     runner = webui.runner()
-    values = {"enable": True, "identity": 1.0}
-    other = Image.effect_noise((160, 120), 90).convert("RGB")
-    other.putpixel((8, 20), (255, 0, 0))
-    alone = webui.run(photo(), values, runner)
-    towards = webui.run(photo(), values | {"reference": other}, runner)
-    assert info(towards).status == "ok" and towards.image.tobytes() != alone.image.tobytes()
-    assert len(info(towards).likeness) == 1 and info(alone).likeness == ()
+
+    def run(**values):
+        return webui.run(photo(), {"enable": True, **values}, runner)
+
+    alone, lent = run(), run(reference=other_photo())
+    assert info(lent).status == "ok" and lent.image.tobytes() != alone.image.tobytes()
+    assert len(info(lent).likeness) == 1 and info(alone).likeness == ()
     image = photo()
-    missed = webui.run(image, values | {"reference": photo(faces=0)}, runner)
+    missed = webui.run(image, {"enable": True, "reference": photo(faces=0)}, runner)
     assert missed.image is image and "reference photo: no face found" in info(missed).note
-    # without a weight the photo is not looked at
-    assert info(webui.run(photo(), {"enable": True, "reference": photo(faces=0)}, runner)).status == "ok"
+
+
+def test_a_reference_photo_alone_works_at_the_measured_weight(webui, parts):
+    """The panel's untouched slider, the API's absent value and the host's None are the same weight, and more lends more."""
+    runner = webui.runner()
+
+    def run(**values):
+        return webui.run(photo(), {"enable": True, "reference": other_photo(), **values}, runner)
+
+    assert REFERENCE_WEIGHT == 0.5 and panel_default("identity") == REFERENCE_WEIGHT
+    untouched = run().image.tobytes()
+    assert untouched == run(identity=None).image.tobytes() == run(identity=REFERENCE_WEIGHT).image.tobytes()
+    assert untouched != run(identity=1.0).image.tobytes()
+    off = run(identity=0.0)
+    assert off.image.tobytes() == webui.run(photo(), {"enable": True}, runner).image.tobytes()
+    assert info(off).note == "reference photo not used (identity weight 0)"
+    # at weight 0 the photo is not even looked at
+    assert info(webui.run(photo(), {"enable": True, "identity": 0.0, "reference": photo(faces=0)}, runner)).status == "ok"
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_without_a_reference_photo_the_identity_weight_changes_nothing(webui, parts, weight):
+    runner = webui.runner()
+    plain = webui.run(photo(), {"enable": True}, runner)
+    weighed = webui.run(photo(), {"enable": True, "identity": weight}, runner)
+    assert weighed.image.tobytes() == plain.image.tobytes() and info(weighed).note == info(plain).note == ""
+
+
+def test_a_reference_photo_of_nobody_here_is_said(webui, parts, monkeypatch):
+    from lafr_core.faces import people
+
+    monkeypatch.setattr(people, "LIKELY", 2.0)
+    runner = webui.runner()
+    image = photo(faces=2)  # a lone face is taken for the person
+    pp = webui.run(image, {"enable": True, "reference": other_photo()}, runner)
+    assert info(pp).note == "reference photo not used (no face here looks like that person)"
+    assert pp.image.tobytes() == webui.run(image, {"enable": True}, runner).image.tobytes()
+
+
+def other_photo():
+    """A noisy photo with a face, quite unlike :func:`webui_fakes.photo`."""
+    other = Image.fromarray(np.random.default_rng(6).integers(0, 250, (120, 160, 3), dtype=np.uint8))
+    other.putpixel((8, 20), (255, 0, 0))
+    return other
+
+
+def panel_default(name):
+    return extras.ui()[name].value
 
 
 def test_unlike_faces_are_warned_about(webui, parts):
@@ -339,7 +387,7 @@ instance = script()
 instance.ui()
 webui.callbacks["ui_settings"][0]()
 pp = webui.PostprocessedImage(photo())
-instance.process(pp, enable=True, identity=1.0)
+instance.process(pp, enable=True, reference=photo())
 print(pp.info["LAFR"], webui.shown)
 assert "1 face restored" in pp.info["LAFR"] and not webui.shown
 """

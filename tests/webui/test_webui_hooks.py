@@ -78,8 +78,9 @@ def test_the_page_holds_every_setting_with_its_default(webui):
     (add,) = webui.callbacks["ui_settings"]
     add()
     labels = webui.shared.opts.data_labels
-    assert set(labels) == {"lafr_download", *(f"lafr_{name}" for name in options())}
-    for name, (option, default) in options().items():
+    shown = {name: known for name, known in options().items() if name != "identity"}  # "Restore faces" has no reference photo
+    assert set(labels) == {"lafr_download", *(f"lafr_{name}" for name in shown)}
+    for name, (option, default) in shown.items():
         info = labels[f"lafr_{name}"]
         assert info.default == default and info.section == ("lafr", "LAFR") and info.label == f"{option.label}: {option.help}"
         assert "info" not in info.component_args
@@ -148,8 +149,14 @@ def test_route_waits_its_turn(client, webui, parts, monkeypatch):
 def test_route_takes_a_reference_photo(client, parts):
     image, here = photo(), client()
     other = base64_png(Image.effect_noise((160, 120), 90).convert("RGB"))
-    answer = here.post("/lafr/restore", json={"image": base64_png(image), "reference": other, "settings": {"identity": 1.0}})
+    answer = here.post("/lafr/restore", json={"image": base64_png(image), "reference": other})
     assert answer.status_code == 422 and "reference photo: no face found" in answer.json()["detail"]
+    face = Image.effect_noise((160, 120), 90).convert("RGB")
+    face.putpixel((8, 20), (255, 0, 0))
+    alone = here.post("/lafr/restore", json={"image": base64_png(image)}).json()
+    lent = here.post("/lafr/restore", json={"image": base64_png(image), "reference": base64_png(face)}).json()
+    assert lent["image"] != alone["image"] and alone["faces"][0]["likeness"] is None
+    assert -1 <= lent["faces"][0]["likeness"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ STAGES = {
     "adapter": Stage("tasks.adapter", "stage 2: find those codes from degraded latents"),
     "prior": Stage("tasks.prior", "stage 3: one step from aligned to restored latents, LoRA or starter prior"),
     "critic": Stage("tasks.critic", "the generative prior: windows drawn under a critic on frozen features"),
+    "decoder": Stage("tasks.decoder", "the starter decoder's finish: a critic on pixels, latents as they are"),
     "diffusion": Stage("tasks.diffusion", "a small diffusion prior of SD's interface, over all timesteps"),
     "thumbnail": Stage("tasks.thumbnail", "latents -> small picture: what the identity term looks at"),
     "vae": Stage("tasks.vae", "the starter autoencoder"),

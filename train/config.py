@@ -258,19 +258,16 @@ class FamiliesStage(Stage):
 
 
 @dataclass(frozen=True)
-class CriticStage(Stage):
-    """The generative prior: a critic on frozen features tells drawn from real windows, given the aligned picture."""
+class Judged(Stage):
+    """A stage whose pictures a critic on frozen features judges (train.judges.projected)."""
 
     features: str = "efficientnet-lite0"
     """The frozen network whose features the critic sees; ``random`` = a small untrained one, for trials without weights."""
     weight: float = 0.12
     """Of fooling the critic."""
     near: float = 1.0
-    """Of the distance between features of the drawn and of the real window."""
+    """Of the distance between features of the made and of the real picture."""
     pixel: float = 2.0
-    identity: float = 0.7
-    """Of 1 - cosine of whole faces, seen by loss.identity_weights every ``identity_every`` steps; 0 = off."""
-    identity_every: int = 2
     head_width: int = 40
     """Channels the features are projected to, at random and fixed."""
     head_lr: float = 2e-4
@@ -280,9 +277,37 @@ class CriticStage(Stage):
         super().check(name)
         known = ("efficientnet-lite0", "random")
         _require(self.features in known, f"{name}.features", "efficientnet-lite0 or random", self.features)
-        _require(self.identity_every >= 1, f"{name}.identity_every", "1 or more", self.identity_every)
-        for key in ("weight", "near", "pixel", "identity"):
+        for key in ("weight", "near", "pixel"):
             _require(getattr(self, key) >= 0, f"{name}.{key}", "0 or more", getattr(self, key))
+
+
+@dataclass(frozen=True)
+class CriticStage(Judged):
+    """The generative prior: the critic tells drawn from real windows, given the aligned picture."""
+
+    identity: float = 0.7
+    """Of 1 - cosine of whole faces, seen by loss.identity_weights every ``identity_every`` steps; 0 = off."""
+    identity_every: int = 2
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        _require(self.identity_every >= 1, f"{name}.identity_every", "1 or more", self.identity_every)
+        _require(self.identity >= 0, f"{name}.identity", "0 or more", self.identity)
+
+
+@dataclass(frozen=True)
+class DecoderStage(Judged):
+    """The starter decoder's finish: the critic tells decoded patches from photos, given what the decoder made before."""
+
+    own: float = 0.75
+    """Share of clean patches in the starter encoder's latents (pairs.beside); the others are in those of ``models.vae``'s."""
+    restored: float = 0.3
+    """Share of patches in latents that the adapter aligned (pairs.aligned): smoother, and what is decoded in use."""
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        for key in ("own", "restored"):
+            _require(0 <= getattr(self, key) <= 1, f"{name}.{key}", "a share in [0, 1]", getattr(self, key))
 
 
 @dataclass(frozen=True)
@@ -482,6 +507,7 @@ class Config:
     adapter: AdapterStage = field(default_factory=AdapterStage)
     prior: PriorStage = field(default_factory=PriorStage)
     critic: CriticStage = field(default_factory=CriticStage)
+    decoder: DecoderStage = field(default_factory=DecoderStage)
     diffusion: DiffusionStage = field(default_factory=DiffusionStage)
     families: FamiliesStage = field(default_factory=FamiliesStage)
     detector: FinderStage = field(default_factory=FinderStage)
@@ -504,7 +530,7 @@ class Config:
 
 
 STAGES = (
-    *("pairs", "vae", "thumbnail", "codebook", "adapter", "prior", "critic", "diffusion", "families"),
+    *("pairs", "vae", "thumbnail", "codebook", "adapter", "prior", "critic", "decoder", "diffusion", "families"),
     *("detector", "closeup", "landmarks", "embedder"),
 )
 """The sections that describe one stage each."""

@@ -19,16 +19,16 @@ from lafr_core.errors import InputError, LafrError
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.networks.vae import StarterVaeNet
-from lafr_core.store import checkpoint
+from lafr_core.store import assets, checkpoint
 from train import config
 from train.data import pairs, windows
 from train.data.faces import Picture, find_pictures
 from train.engine import checkpoints, parts, run
 from train.judges import shown
 from train.judges.losses import Critics
-from train.tasks import adapter, codebook, critic, diffusion, families, prior, thumbnail, vae
+from train.tasks import adapter, codebook, critic, decoder, diffusion, families, prior, thumbnail, vae
 
-STAGES = ("vae", "thumbnail", "codebook", "adapter", "prior", "critic", "diffusion", "families")
+STAGES = ("vae", "thumbnail", "codebook", "adapter", "prior", "critic", "decoder", "diffusion", "families")
 
 
 def stored(folder: Path, out: str = "run", **overrides: object) -> config.Config:
@@ -36,7 +36,7 @@ def stored(folder: Path, out: str = "run", **overrides: object) -> config.Config
     values = {
         "data.pairs": folder / "pairs", "data.severity": "mix", "pairs.shard": 3, "pairs.versions": 2, "pairs.precision": "no",
         **{f"{stage}.steps": 4 for stage in STAGES},
-        **{f"{stage}.batch": 2 for stage in ("vae", "thumbnail", "critic", "diffusion", "families")},
+        **{f"{stage}.batch": 2 for stage in ("vae", "thumbnail", "critic", "decoder", "diffusion", "families")},
         "codebook.kmeans_at": [0, 2], "log.save_every": 2, "log.every": 1, **overrides,
     }  # fmt: skip
     return settings(folder, out, **values)
@@ -189,6 +189,7 @@ def tasks(folder: Path) -> dict[str, tuple[Callable[[config.Config], Path], dict
         "adapter": (lambda c: run.run(adapter.AdapterTask, c), {**view, "models.init": folder / "adapter.safetensors"}),
         "prior": (lambda c: run.run(prior.PriorTask, c), {**around, **given, "loss.sharpness": 0.3}),
         "critic": (critic.run, {**around, **given, "critic.features": "random", "critic.identity": 0.0, "critic.beta1": 0.5}),
+        "decoder": (decoder.run, {**around, "decoder.features": "random", "decoder.beta1": 0.5}),
         "diffusion": (diffusion.run, {"diffusion.channels": [32, 32], "diffusion.layers": 1}),
         "families": (
             families.run,
@@ -230,6 +231,62 @@ def test_files_that_stages_leave_open_again(made: Path, tmp_path: Path) -> None:
         weights = parts.averaged(checkpoints.load_state(checkpoints.newest(path.parent) or path))
         name, value = next(iter(opened.state_dict().items()))
         assert torch.allclose(value, weights.get(name, weights.get(f"network.{name}")), atol=1e-3)
+
+
+def test_the_finish_moves_the_decoder_only_and_starts_at_what_it_was(made: Path, tmp_path: Path) -> None:
+    """The latents keep their meaning: encoder bit for bit, and without a step the decoder too."""
+    start, needs = tasks(made)["decoder"]
+    conf = stored(made, **{**needs, "log.out": tmp_path / "run", "decoder.warmup": 0})
+    first = decoder.DecoderTask(conf, torch.device("cpu"), run.collectives())
+    batch = {name: torch.stack([decoder.Patches(conf)[i][name] for i in (0, 1)]) for name in decoder.Patches(conf)[0]}
+    first.losses(first.model, batch)
+    assert float(first.finish()["gain"]) == 0  # the decoder before and now are one
+    shipped = checkpoint.open_network(assets.bundled("vae"), "vae", StarterVaeNet).state_dict()
+    finished = checkpoint.open_network(start(conf), "vae", StarterVaeNet).state_dict()
+    moved = {name.split(".")[0] for name, value in finished.items() if not torch.equal(value, shipped[name])}
+    assert moved == {"decoder"}
+
+
+def test_patches_hold_the_pixels_of_their_latents(made: Path, tmp_path: Path) -> None:
+    conf = stored(
+        made, **{**tasks(made)["decoder"][1], "data.window": 3, "data.around": 5, "decoder.own": 0.5, "decoder.restored": 0.0}
+    )
+    patches = decoder.Patches(conf)
+    one, again = patches[5], decoder.Patches(conf)[5]
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    cells = (slice(None), *around(one["corner"], 1, 5))
+    row = next(r for r in range(8) if torch.equal(patches.shards.read(r, "z_hq")[cells].float(), one["latents"]))
+    whole = patches.shards.read(row, "sharp").float() / 255
+    top, left = (8 * int(v) for v in one["corner"])
+    assert torch.equal(one["pixels"], whole[:, top : top + 24, left : left + 24])
+    aligned = decoder.Patches(replace(conf, decoder=replace(conf.decoder, restored=1.0)))
+    found = [aligned.shards.read(row, "z_al", v)[cells].float() for v in (0, 1)]
+    assert any(torch.equal(aligned[5]["latents"], z) for z in found) and torch.equal(aligned[5]["pixels"], one["pixels"])
+    with pytest.raises(InputError, match=r"expected pairs with y_hq, found"):
+        decoder.Patches(replace(conf, data=replace(conf.data, pairs=str(plain_pairs(made, tmp_path)))))
+
+
+def test_the_critic_looks_from_another_place_and_nearer() -> None:
+    x = torch.arange(2 * 3 * 24 * 24.0).view(2, 3, 24, 24)
+    seen = decoder.look(x, torch.tensor([[3, 5, 1], [8, 2, 2]]))
+    assert seen.shape == (2, 3, 16, 16) and torch.equal(seen[0], x[0, :, 3:19, 5:21])
+    part = x[1, :, 8:16, 2:10]
+    assert torch.allclose(seen[1, :, 0, 0], part[:, 0, 0]) and torch.allclose(seen[1].mean(), part.mean())
+    views = {tuple(decoder.Patches.view(np.random.default_rng(i)).tolist()) for i in range(400)}
+    assert {v[2] for v in views} == {1, 2} and {v[0] for v in views} == set(range(9)) == {v[1] for v in views}
+
+
+def around(corner: Tensor, margin: int, side: int) -> tuple[slice, slice]:
+    """The cells from ``margin`` before a corner on."""
+    top, left = (int(v) - margin for v in corner)
+    return slice(top, top + side), slice(left, left + side)
+
+
+def plain_pairs(made: Path, folder: Path) -> Path:
+    """The same pairs without the starter's latents."""
+    for file in (made / "pairs").glob("*.safetensors"):
+        save_file({k: v for k, v in load_file(str(file)).items() if not k.startswith("y_")}, str(folder / file.name))
+    return folder
 
 
 def test_a_finished_adapter_is_fine_tuned_and_carries_its_own_architecture(made: Path, tmp_path: Path) -> None:

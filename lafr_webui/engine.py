@@ -164,7 +164,7 @@ def reference_person(photo: Image.Image, models: Models, settings: RestoreSettin
         )
     key = (CACHE.key, hashlib.sha256(photo.tobytes()).digest(), photo.size, photo.mode, settings.threshold)
     if CACHE.reference is None or CACHE.reference_key != key:
-        image = photos.from_pil(photo).pixels[None]
+        image = photos.from_pil(photo).stored.expand(3, -1, -1)[None]
         # The panel's "which faces" is about the photo to restore; the person meant here is the largest face.
         wanted = RestoreSettings(detector=settings.detector, threshold=settings.threshold, top_k=1)
         faces = [place(face) for face in detect_faces(image, models.detector, wanted, progress=ignore_progress)]

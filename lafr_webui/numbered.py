@@ -9,7 +9,6 @@ from PIL import Image
 
 from lafr_core.errors import Cancelled, LafrError
 from lafr_core.faces.detect import find_faces
-from lafr_core.images import photos
 from lafr_core.images.draw import draw_faces
 
 from . import engine, host, restorer
@@ -30,9 +29,9 @@ def numbered(image: Image.Image | None, values: dict[str, Any]) -> tuple[Image.I
     try:
         wanted = replace(Request.from_mapping(values).restore, faces="", strength=1.0, mask="oval")
         with host.job(), host.neutral(host.device()), host.progress() as progress:
-            photo = photos.from_pil(restorer.bare(image))
+            photo = restorer.stored(image)
             models = engine.starter_parts(wanted).models
-            found = find_faces(photo.pixels[None], models.detector, wanted, progress=progress)
+            found = find_faces(photo.stored.expand(3, -1, -1)[None], models.detector, wanted, progress=progress)
     except Cancelled:
         return None, "Stopped."
     except LafrError as error:

@@ -4,15 +4,15 @@ webui.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from lafr_core.errors import Cancelled, LafrError
+from lafr_core.errors import Cancelled, InputError, LafrError
 from lafr_core.faces import trust
 from lafr_core.images import photos
-from lafr_core.pipeline import restore_faces
+from lafr_core.pipeline import restore_stored
 from lafr_core.types import Face
 
 from . import engine, host
@@ -78,15 +78,13 @@ def _restore(image: Image.Image, request: Request, reference: Image.Image | None
     if request.restore.strength == 0:
         return Result(image, report("ok", request))
     with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference, broken) as opened:
-        photo = photos.from_pil(bare(image))
-        done = restore_faces(
-            photo.pixels[None], opened.models, opened.settings, references=opened.references, progress=progress
-        )
+        photo = stored(image)
+        done = restore_stored(photo.stored, opened.models, opened.settings, references=opened.references, progress=progress)
         (found,), notes = done.found, [*done.left_out(0, opened.settings), *opened.notes]
         if not done.faces:
             status = "none selected" if found else "no face"
             return Result(image, report(status, request, note="; ".join(notes), found=found))
-        restored = photos.to_pil(replace(photo, pixels=done.images[0]))
+        restored = photos.to_pil(photo.with_pixels(done.images[0]))
     restored.info = dict(image.info)
     if image.mode in ("RGB", "RGBA", "L", "LA") and restored.mode != image.mode:
         restored = restored.convert(image.mode)
@@ -99,13 +97,20 @@ def _restore(image: Image.Image, request: Request, reference: Image.Image | None
     return Result(restored, report("ok", request, done.faces, "; ".join(notes), found), done.faces)
 
 
-def bare(image: Image.Image) -> Image.Image:
-    """A copy without EXIF: the webui has applied its orientation (Forge) or ignores it (A1111), and the size must stay what
-    it is.
+def stored(image: Image.Image) -> photos.Photo:
+    """The picture with the bits it has and without its EXIF: the webui has applied its orientation (Forge) or ignores it
+    (A1111), and the size must stay what it is.
+
+    Raises InputError for more than :data:`lafr_core.images.photos.MAX_PIXELS`, before anything is copied.
     """
+    if image.width * image.height > photos.MAX_PIXELS:
+        limit = photos.MAX_PIXELS // 1_000_000
+        raise InputError(
+            f"picture: {image.width}x{image.height} pixels, at most {limit} megapixels can be taken; scale it down or split it"
+        )
     copy = image.copy()
     copy.info = {name: value for name, value in image.info.items() if name in ("transparency", "icc_profile")}
-    return copy
+    return photos.from_pil(copy)
 
 
 def _warning(faces: tuple[Face, ...], request: Request) -> str:

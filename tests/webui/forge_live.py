@@ -62,14 +62,14 @@ def main() -> None:
         engine.open_models = lambda settings, **_: toy_parts()
         print("starter weights are not in this clone: toy networks instead")
 
-    plain = restorer.restore_faces
+    plain = restorer.restore_stored
 
-    def restore_faces(images, *args, **kwargs):
+    def restore_stored(images, *args, **kwargs):
         if images.shape[-1] == BAD[0]:
             raise RuntimeError("out of luck")
         return plain(images, *args, **kwargs)
 
-    restorer.restore_faces = restore_faces
+    restorer.restore_stored = restore_stored
     shared.opts.data["use_original_name_batch"] = True
     with tempfile.TemporaryDirectory() as root:
         source, target = Path(root, "in"), Path(root, "out")

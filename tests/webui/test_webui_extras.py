@@ -113,6 +113,35 @@ def test_no_face_passes_the_very_picture_through(webui, parts):
     assert pp.image is image and info(pp).status == "no face"
 
 
+def test_the_picture_keeps_its_8_bits_until_a_face_is_cut_out(webui, parts, monkeypatch):
+    """Float pixels of a whole photo are twelve bytes a pixel; what comes out is what the library makes of float pixels."""
+    from lafr_core.images import photos
+    from lafr_core.pipeline import restore_faces
+    from lafr_webui import restorer
+
+    given, plain = [], restorer.restore_stored
+    monkeypatch.setattr(restorer, "restore_stored", lambda image, *a, **k: given.append(image) or plain(image, *a, **k))
+    image = photo(faces=2)
+    pp = webui.run(image, {"enable": True})
+    assert [pixels.dtype for pixels in given] == [torch.uint8]
+    expected = restore_faces(photos.from_pil(image).pixels[None], parts.parts, RestoreSettings()).images[0]
+    got = photos.from_pil(pp.image).pixels
+    assert (got - expected).abs().max() <= 1.01 / 510  # half a level: rounding
+
+
+def test_more_pixels_than_the_limit_are_refused_before_they_are_copied(webui, parts, monkeypatch):
+    from lafr_core.images import photos
+
+    image = photo((160, 120))
+    monkeypatch.setattr(photos, "MAX_PIXELS", 160 * 120)
+    assert info(webui.run(image, {"enable": True})).status == "ok"
+    monkeypatch.setattr(photos, "MAX_PIXELS", 160 * 120 - 1)
+    monkeypatch.setattr(type(image), "copy", lambda self: pytest.fail("copied"))
+    pp = webui.run(image, {"enable": True})
+    assert pp.image is image and info(pp).status == "failed"
+    assert info(pp).note == "picture: 160x120 pixels, at most 0 megapixels can be taken; scale it down or split it"
+
+
 def test_strength_0_opens_no_model(webui, parts):
     image = photo()
     pp = webui.run(image, {"enable": True, "strength": 0})

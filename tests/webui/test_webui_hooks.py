@@ -228,9 +228,17 @@ def test_route_says_whose_mistake_it_was(client, parts, monkeypatch, error, stat
     def fail(*args, **kwargs):
         raise getattr(errors, error)("images: too many pixels")
 
-    monkeypatch.setattr(restorer, "restore_faces", fail)
+    monkeypatch.setattr(restorer, "restore_stored", fail)
     answer = client().post("/lafr/restore", json={"image": base64_png(photo())})
     assert (answer.status_code, answer.json()["detail"]) == (status, "images: too many pixels")
+
+
+def test_route_refuses_too_many_pixels(client, parts, monkeypatch):
+    from lafr_core.images import photos
+
+    monkeypatch.setattr(photos, "MAX_PIXELS", 100)
+    answer = client().post("/lafr/restore", json={"image": base64_png(photo())})
+    assert answer.status_code == 422 and "160x120 pixels, at most" in answer.json()["detail"]
 
 
 def test_work_nobody_waits_for_is_stopped(monkeypatch):

@@ -98,6 +98,8 @@ def restore(payload: Mapping[str, Any]) -> dict[str, Any]:
         request = Request.from_mapping(settings)
     except SettingsError as error:
         raise HTTPException(422, str(error)) from error
+    if request.engine.steadiness:
+        raise HTTPException(422, "steadiness: is for frames of a clip in Batch from Directory; this route takes one picture")
     image = _picture(payload, "image")
     reference = _picture(payload, "reference") if payload.get("reference") else None
     with host.job():

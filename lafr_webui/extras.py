@@ -8,7 +8,7 @@ from PIL import Image
 
 from lafr_core.errors import SettingsError
 
-from . import host, panel, record, restorer
+from . import clip, host, panel, record, restorer
 from .infotext import KEY, report
 from .settings import Request
 
@@ -46,6 +46,7 @@ def process(pp: Any, enable: Any = None, reference: Image.Image | None = None, *
         pp.info[KEY] = record.shown(report("failed", request, note=f"damaged or cut short ({error})"))
         host.skip_picture()
         return
-    result = restorer.restore(pp.image, request, reference)
+    work = clip.restore if request.engine.steadiness else restorer.restore
+    result = work(pp.image, request, reference)
     pp.image = result.image
     pp.info[KEY] = record.shown(result.report)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from lafr_core.errors import Cancelled
 from lafr_core.types import Progress
@@ -135,6 +136,29 @@ def skip_picture() -> None:
     from modules import shared
 
     shared.state.skipped = True
+
+
+def batch_file() -> Path | None:
+    """The file that a running *Batch from Directory* is at; None in any other work. Ask before the progress is told."""
+    from modules import shared
+
+    name = getattr(shared.state, "textinfo", None)
+    return Path(name) if isinstance(name, str) and os.path.isfile(name) else None
+
+
+def batch_files() -> tuple[Path, ...]:
+    """The files of the running *Batch from Directory*, in its order."""
+    from modules import shared
+
+    return tuple(Path(name) for name in shared.listfiles(os.path.dirname(shared.state.textinfo)))
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The file as the webui's batch loop hands it to scripts."""
+    from modules import images
+
+    image: Image.Image = getattr(images, "read", Image.open)(str(path))  # versions before 1.8 open it plainly
+    return image if image.mode in ("RGBA", "RGB") else image.convert("RGB")
 
 
 def setting(name: str, default: Any) -> Any:

@@ -10,8 +10,8 @@ from . import engine, host, panel
 from .settings import Request, options
 
 SECTION = ("lafr", "LAFR")
-NOT_HERE = ("identity",)
-"""Settings without effect where there is no reference photo."""
+NOT_HERE = ("identity", "steadiness")
+"""Settings without effect where there is no reference photo and no batch."""
 
 
 def key(name: str) -> str:

@@ -21,6 +21,7 @@ MAIN: Rows = (("fidelity", "strength"), ("detail", "color"))
 IDENTITY: Rows = (("identity", "identity_warning"),)
 FACES: Rows = (("faces", "top_k"), ("sort", "threshold"), ("min_face", "max_face"))
 ENGINE: Rows = (("engine", "lora"), ("steps", "timestep"), ("denoise", "seed"))
+CLIP: Rows = (("steadiness",),)
 ADVANCED: Rows = (("detector", "detect_side"), ("rotate", "small_faces"), ("mask", "feather"), ("grain", "batch_size"))
 
 NARROWEST = 260
@@ -65,6 +66,8 @@ def build() -> dict[str, Any]:
         with gr.Accordion("Which faces", open=False):
             controls |= rows(FACES)
             numbers = number_button()
+        with gr.Accordion("Frames of one clip", open=False):
+            controls |= rows(CLIP)
         with gr.Accordion("Engine and loaded checkpoint", open=False):
             controls |= rows(ENGINE)
         with gr.Accordion("Advanced", open=False):

@@ -4,6 +4,7 @@ webui.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +41,13 @@ def restore(image: Image.Image, request: Request, reference: Image.Image | None 
     Stopping, bad input, missing weights and even errors nobody foresaw end in an unchanged picture and a report that says
     so: one bad picture must not end a batch of two hundred.
     """
+    return guarded(image, request, lambda: _restore_somehow(image, request, reference))
+
+
+def guarded(image: Image.Image, request: Request, work: Callable[[], Result]) -> Result:
+    """What ``work`` gives, or where it raises the unchanged ``image`` and a report that says why."""
     try:
-        return _restore_somehow(image, request, reference)
+        return work()
     except Cancelled:
         host.free_memory()
         return Result(image, report("stopped", request))
@@ -84,17 +90,25 @@ def _restore(image: Image.Image, request: Request, reference: Image.Image | None
         if not done.faces:
             status = "none selected" if found else "no face"
             return Result(image, report(status, request, note="; ".join(notes), found=found))
+        if opened.references.people and all(face.person is None for face in done.faces):
+            notes.append("reference photo not used (no face here looks like that person)")
         restored = photos.to_pil(photo.with_pixels(done.images[0]))
-    restored.info = dict(image.info)
-    if image.mode in ("RGB", "RGBA", "L", "LA") and restored.mode != image.mode:
-        restored = restored.convert(image.mode)
+    result = finished(image, restored, request, done.faces, notes, found)
     if host.setting("face_restoration_unload", False):
         engine.CACHE.clear()
         host.free_memory()
-    if opened.references.people and all(face.person is None for face in done.faces):
-        notes.append("reference photo not used (no face here looks like that person)")
-    notes += filter(None, [_warning(done.faces, request)])
-    return Result(restored, report("ok", request, done.faces, "; ".join(notes), found), done.faces)
+    return result
+
+
+def finished(
+    image: Image.Image, restored: Image.Image, request: Request, faces: tuple[Face, ...], notes: Sequence[str], found: int
+) -> Result:
+    """The result of ``image`` from its 8-bit ``restored`` picture and the faces, with ``image``'s mode and metadata."""
+    restored.info = dict(image.info)
+    if image.mode in ("RGB", "RGBA", "L", "LA") and restored.mode != image.mode:
+        restored = restored.convert(image.mode)
+    said = "; ".join(filter(None, [*notes, _warning(faces, request)]))
+    return Result(restored, report("ok", request, faces, said, found), faces)
 
 
 def stored(image: Image.Image) -> photos.Photo:

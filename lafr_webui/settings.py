@@ -54,6 +54,12 @@ class EngineSettings:
     lora: str = option(
         "", "LoRA", "Checkpoint: name of a LoRA in the webui's Lora folder, such as one made by LAFR's training. Empty = none."
     )
+    steadiness: float = option(
+        0.0, "Steadiness",
+        "Batch from Directory: the pictures are the frames of one clip, file order is time; faces are followed and held still. "
+        "0 = every picture on its own, 0.7 = what LAFR uses for clips, 1 = steadiest. Leave Upscale off with it.",
+        low=0.0, high=1.0, step=0.05,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for f in fields(self):

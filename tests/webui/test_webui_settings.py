@@ -146,7 +146,7 @@ def test_report_takes_the_cosines_of_the_faces_that_have_one():
 
 
 def test_every_setting_is_on_the_panel_once():
-    rows = (*panel.MAIN, *panel.FACES, *panel.IDENTITY, *panel.ENGINE, *panel.ADVANCED)
+    rows = (*panel.MAIN, *panel.FACES, *panel.IDENTITY, *panel.CLIP, *panel.ENGINE, *panel.ADVANCED)
     assert sorted(name for row in rows for name in row) == sorted(options())
 
 

@@ -62,6 +62,8 @@ def guarded(image: Image.Image, request: Request, work: Callable[[], Result]) ->
     except Exception as error:  # an image decoder or a host hook can raise anything
         host.report("LAFR", error)
         return Result(image, report("failed", request, note=f"{type(error).__name__} {error}"), error=error)
+    finally:
+        host.trim_memory()
 
 
 def _restore_somehow(image: Image.Image, request: Request, reference: Image.Image | None) -> Result:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
+import pytest
+import torch
 from PIL import Image
 from webui_fakes import info, photo
 
@@ -71,3 +75,42 @@ def test_interrupt_stops_the_work_of_the_whole_batch(webui, parts):
     out = run_batch(webui, pictures(), {"enable": True})
     assert [report.status for _, report in out] == ["ok", "ok", "stopped", "stopped", "stopped", "stopped"]
     assert parts.parts.vae.encoded == 2
+
+
+def test_freed_memory_goes_back_to_the_system_whatever_thread_restored(webui, parts):
+    """glibc keeps freed buffers in the arena of the thread that used them: without a trim every new thread holds on to some."""
+    from lafr_webui import host
+
+    webui.load()
+    if host._malloc_trim() is None:
+        pytest.skip("no malloc_trim in this C library")
+    plain, process, used, pins = parts.parts.vae.decode, psutil.Process(), [], []
+
+    def greedy(latents):
+        pieces = [torch.ones(8000) for _ in range(2000)]  # 64 MB in pieces that no allocator maps one by one
+        pins.append(pieces[-1])  # what lives on top keeps what was freed below it
+        return plain(latents)
+
+    parts.parts.vae.decode = greedy
+    runner = webui.runner()
+    with contextlib.ExitStack() as alive:  # an arena is only used again when its thread has ended
+        for _ in range(5):
+            pool = alive.enter_context(ThreadPoolExecutor(1))
+            assert info(pool.submit(webui.run, photo(), {"enable": True}, runner).result()).status == "ok"
+            used.append(process.memory_info().rss / 2**20)
+    assert used[-1] - used[0] < 64, [round(value) for value in used]
+
+
+@pytest.mark.parametrize("library", [object(), TypeError("no name"), OSError("no library")])
+def test_a_c_library_without_trim(webui, parts, monkeypatch, library):
+    from lafr_webui import host
+
+    def open_library(name):
+        if isinstance(library, Exception):
+            raise library
+        return library
+
+    host._malloc_trim.cache_clear()
+    monkeypatch.setattr(host.ctypes, "CDLL", open_library)
+    assert info(webui.run(photo(), {"enable": True})).status == "ok" and host._malloc_trim() is None
+    host._malloc_trim.cache_clear()

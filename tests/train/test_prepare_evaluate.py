@@ -26,7 +26,7 @@ from train.engine import run
 from train.judges.niqe import Niqe, aggd
 from train.tasks import codebook
 from train.tasks.adapter import AdapterTask
-from train.tools import evaluate, prepare_data
+from train.tools import evaluate, export, prepare_data
 
 NIQE = Path(__file__).parents[3] / "shared" / "weights" / "niqe_pris_params.npz"
 
@@ -158,3 +158,79 @@ def test_aggd_recovers_a_gaussian() -> None:
     assert shape == pytest.approx(2.0, abs=0.05)
     assert left == pytest.approx(2.0 * math.sqrt(2), rel=0.02)  # beta = sigma sqrt(2)
     assert right == pytest.approx(left, rel=0.02)
+
+
+# --- nothing is replaced that the run did not make ---
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_prepare_keeps_what_is_there_and_gives_every_face_its_own_name(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    faces_at(source, 1, size=512)
+    sharp = Image.fromarray((draw_face(3, 512) * 255).astype(np.uint8))
+    sharp.save(source / "000.tif")
+    target.mkdir()
+    (target / "000.png_0.png").write_bytes(b"a face of somebody else")
+    with pytest.raises(InputError, match=r"000\.png_0\.png: a file is there already that this run did not make"):
+        prepare_data.prepare(source, target, Template(), prepare_data.Limits())
+    assert contents(target) == {"000.png_0.png": b"a face of somebody else"}
+    count = prepare_data.prepare(source, target, Template(), prepare_data.Limits(), overwrite=True)
+    assert count == {"kept": 2} and set(contents(target)) == {
+        "000.png_0.png", "000.tif_0.png", "manifest.csv", "dropped.csv"
+    }  # fmt: skip
+    before = contents(target)
+    with pytest.raises(InputError, match=r"manifest\.csv: a file is there already"):
+        prepare_data.prepare(source, target, Template(), prepare_data.Limits())
+    assert contents(target) == before
+
+
+def test_face_names_are_told_apart_on_every_disk() -> None:
+    files = [Path(name) for name in ("a.jpg", "A.png", "b/c.jpg", "b__c.png", "d.jpg")]
+    names = prepare_data.face_names(files)
+    assert names == ["a.jpg", "A.png", "b__c.jpg", "b__c.png", "d"]
+    assert prepare_data.face_names([Path("b/c.png"), Path("b__c.png")]) == ["b__c.png", "b__c.png__2"]
+
+
+def test_preview_keeps_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("my table")
+    with pytest.raises(InputError, match=r"p\.csv: a file is there already"):
+        preview("drawn:4", tmp_path / "p.png", count=1, side=32)
+    assert contents(tmp_path) == {"p.csv": b"my table"}
+    preview("drawn:4", tmp_path / "p.png", count=1, side=32, overwrite=True)
+    assert set(contents(tmp_path)) == {"p.csv", "p.png"} and (tmp_path / "p.csv").read_text() != "my table"
+
+
+@pytest.mark.parametrize("name", ["evaluation.md", "evaluation.json", "evaluation.png"])
+def test_evaluate_keeps_what_is_there(name: str, trained: Any, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / name).write_text("an earlier one")
+    out = Path(trained.log.out)
+    where = ["--config", out / "adapter" / "step_00000001" / "config.yaml", "--checkpoint", out, "--out", tmp_path]
+    given = [*map(str, where), "--stage", "adapter", "--identity", "none", "--device", "cpu", "--limit", "1"]
+    with pytest.raises(SystemExit):
+        evaluate.main(given)
+    assert f"{name}: a file is there already" in capsys.readouterr().err
+    assert contents(tmp_path) == {name: b"an earlier one"}
+    evaluate.main([*given, "--overwrite"])
+    assert contents(tmp_path)[name] != b"an earlier one"
+
+
+def test_evaluate_saves_no_picture_over_another(tmp_path: Path) -> None:
+    (tmp_path / "b.png").write_bytes(b"mine")
+    picture = torch.rand(3, 16, 16)
+    faces = [evaluate.Pair("a.jpg", picture, picture), evaluate.Pair("b.jpg", picture, picture)]
+    with pytest.raises(InputError, match=r"b\.png: a file is there already"):
+        evaluate.evaluate(lambda low: low, iter(faces), [], tmp_path)
+    assert contents(tmp_path)["b.png"] == b"mine" and "a.png" in contents(tmp_path)
+
+
+def test_export_keeps_what_is_there(trained: Any, tmp_path: Path) -> None:
+    out = Path(trained.log.out)
+    (tmp_path / "adapter.safetensors").write_bytes(b"my adapter")
+    with pytest.raises(InputError, match=r"adapter\.safetensors: a file is there already"):
+        export.export(out, "adapter", tmp_path)
+    assert contents(tmp_path) == {"adapter.safetensors": b"my adapter"}
+    assert export.export(out, "adapter", tmp_path, overwrite=True) == [tmp_path / "adapter.safetensors"]
+    assert list(contents(tmp_path)) == ["adapter.safetensors"] and contents(tmp_path)["adapter.safetensors"] != b"my adapter"

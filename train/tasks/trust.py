@@ -36,6 +36,7 @@ from lafr_core.models import open_models
 from lafr_core.pipeline import restore_pixels
 from lafr_core.settings import RestoreSettings
 from lafr_core.store import checkpoint
+from lafr_core.store.outputs import Outputs
 from lafr_core.types import Embedder
 
 from ..data.photos import Portrait, aligned_crop, jitter, load_pixels, read_split
@@ -116,7 +117,8 @@ def measure(args: argparse.Namespace) -> None:
             rows["level"].append(level)
         print(f"{number}: {len(rows['truth'])} measured", flush=True)
         arrays: dict[str, Any] = {name: np.asarray(values) for name, values in rows.items()}
-        np.savez(args.out, **arrays)
+        with args.outputs.writing(args.out) as part, part.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def views(crop: Tensor, number: int, args: argparse.Namespace) -> Iterator[tuple[float, Tensor]]:
@@ -163,7 +165,8 @@ def fit(args: argparse.Namespace) -> None:
         "US government portraits); truth: MobileFaceNet's cosine of result and original, mean taken off",
         "cross_validated": f"mean absolute error {errors:.4f}; face or not wrong {misses:.4f}",
     }
-    checkpoint.save(args.out, "trust", net, net.config, notes)
+    with args.outputs.writing(args.out) as part:
+        checkpoint.save(part, "trust", net, net.config, notes)
     print(f"{notes['cross_validated']}; wrote {args.out}")
 
 
@@ -251,7 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     two.add_argument("--presence", type=int, default=100, help="photos that faces and boxes without one are cut from")
     two.add_argument("--out", type=Path, required=True)
     two.set_defaults(run=fit)
+    for command in (one, two):
+        command.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
     args = parser.parse_args(arguments)
+    args.outputs = Outputs(overwrite=args.overwrite)
+    args.outputs.check(args.out)
     args.run(args)
 
 

@@ -32,6 +32,7 @@ from lafr_core.geometry import FFHQ_TEMPLATE
 from lafr_core.images.metrics import psnr, ssim
 from lafr_core.pipeline import restore_crops
 from lafr_core.settings import RestoreSettings
+from lafr_core.store.outputs import Outputs
 from lafr_core.types import Face, LatentSpec, Models
 from train import config as configs
 from train.config import Config
@@ -247,16 +248,24 @@ def _pyiqa(name: str) -> Metric:
 
 
 def evaluate(
-    restore: Restore, faces: Iterator[Pair], metrics: Sequence[Metric], save_to: Path | None = None
+    restore: Restore,
+    faces: Iterator[Pair],
+    metrics: Sequence[Metric],
+    save_to: Path | None = None,
+    outputs: Outputs | None = None,
 ) -> tuple[dict[str, dict[str, list[float]]], Tensor]:
-    """Every available metric of the degraded and of the restored pictures, and the sheet's rows (R, 3, 3, S, S)."""
+    """Every available metric of the degraded and of the restored pictures, and the sheet's rows (R, 3, 3, S, S).
+
+    save_to: a folder for the restored pictures, written through ``outputs`` (None = nothing there is replaced).
+    """
+    outputs = outputs or Outputs()
     values: dict[str, dict[str, list[float]]] = {"degraded": {}, "restored": {}}
     rows: list[Tensor] = []
     for pair in faces:
         restored = restore(pair.lq[None])
         if save_to is not None:
-            save_to.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(_bytes(restored[0])).save(save_to / (Path(pair.name).stem + ".png"))
+            with outputs.writing(save_to / (Path(pair.name).stem + ".png")) as part:
+                Image.fromarray(_bytes(restored[0])).save(part, "PNG")
         for kind, picture in (("degraded", pair.lq[None]), ("restored", restored)):
             for metric in metrics:
                 if metric.measure is not None:
@@ -311,26 +320,32 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--save", type=Path, help="save every restored picture here")
     parser.add_argument("--out", type=Path, help="folder for evaluation.json, .md and .png; default: the run folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already (an input never is)")
     args = parser.parse_args(given)
+    out = args.out or args.checkpoint
+    table_file, values_file, sheet_file = (out / f"evaluation.{kind}" for kind in ("md", "json", "png"))
+    outputs = Outputs([args.config], overwrite=args.overwrite)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        outputs.check(table_file, values_file, sheet_file)
         conf = configs.from_mapping(configs.read_yaml(args.config))
         if args.validation:
             conf = replace(conf, data=replace(conf.data, validation=args.validation))
         settings = RestoreSettings(fidelity=args.fidelity, detail=args.detail)
         restore = open_restorer(conf, args.checkpoint, args.stage, settings, torch.device(args.device))
         metrics = open_metrics(args.weights, args.identity)
-        values, rows = evaluate(restore, pairs(conf, args.layout, args.limit), metrics, args.save)
+        values, rows = evaluate(restore, pairs(conf, args.layout, args.limit), metrics, args.save, outputs)
     except LafrError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         sys.exit(1)
-    out = args.out or args.checkpoint
-    out.mkdir(parents=True, exist_ok=True)
     text = table(values, metrics)
-    (out / "evaluation.md").write_text(text, encoding="utf-8")
+    with outputs.writing(table_file) as part:
+        part.write_text(text, encoding="utf-8")
     means = {kind: {name: summary(column)[0] for name, column in columns.items()} for kind, columns in values.items()}
     missing = {m.name: m.missing for m in metrics if m.measure is None}
     result = {"means": means, "values": values, "not_available": missing, "stage": args.stage, "settings": asdict(settings)}
-    (out / "evaluation.json").write_text(json.dumps(plain(result), indent=1, allow_nan=False), encoding="utf-8")
-    Image.fromarray(grid(rows)).save(out / "evaluation.png")
+    with outputs.writing(values_file) as part:
+        part.write_text(json.dumps(plain(result), indent=1, allow_nan=False), encoding="utf-8")
+    with outputs.writing(sheet_file) as part:
+        Image.fromarray(grid(rows)).save(part, "PNG")
     print(text)

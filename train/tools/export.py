@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +25,37 @@ from lafr_core.errors import LafrError
 from lafr_core.latent.lora import peft_to_kohya
 from lafr_core.latent.sd_prior import CONTEXT_FILE
 from lafr_core.store import checkpoint
+from lafr_core.store.outputs import Outputs
 from train.config import Config
 from train.engine import checkpoints
 from train.engine.parts import averaged, rebuilt
 
 log = logging.getLogger("train.export")
+LORA_FILES = ("lafr_lora.safetensors", "lafr_lora_diffusers.safetensors", CONTEXT_FILE)
 BASES = {768: "sd_v1", 1024: "sd_v2"}
 """Text width -> what the LoRA's metadata call its base model."""
 
 
-def export(where: Path, stage: str, out: Path) -> list[Path]:
+def export(where: Path, stage: str, out: Path, overwrite: bool = False) -> list[Path]:
     """Write the files of the newest ``stage`` checkpoint at ``where`` into ``out``; returns their paths. Raises
-    CheckpointError.
+    CheckpointError, and InputError where a file that is there would be replaced, unless ``overwrite``.
     """
     path, config, state = checkpoints.open_checkpoint(where, stage)
-    out.mkdir(parents=True, exist_ok=True)
     notes = notes_of(path, config)
-    if stage in ("codebook", "adapter"):
-        return [export_adapter(out / "adapter.safetensors", config, state, notes)]
-    if "context" in state["task"]:
-        return export_lora(out, config, state, notes)
-    return [export_prior(out / "prior.safetensors", config, state, notes)]
+    lora = "context" in state["task"] and stage not in ("codebook", "adapter")
+    names = LORA_FILES if lora else ("adapter.safetensors" if stage in ("codebook", "adapter") else "prior.safetensors",)
+    files = [out / name for name in names]
+    outputs = Outputs(overwrite=overwrite)
+    outputs.check(*files)
+    with ExitStack() as stack:
+        parts = [stack.enter_context(outputs.writing(file)) for file in files]
+        if lora:
+            export_lora(parts, config, state, notes)
+        elif stage in ("codebook", "adapter"):
+            export_adapter(parts[0], config, state, notes)
+        else:
+            export_prior(parts[0], config, state, notes)
+    return files
 
 
 def export_adapter(file: Path, config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> Path:
@@ -63,8 +72,8 @@ def export_prior(file: Path, config: Config, state: Mapping[str, Any], notes: Ma
     return file
 
 
-def export_lora(out: Path, config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> list[Path]:
-    """The LoRA in kohya's and in diffusers' names, fp16, and the empty prompt's embedding."""
+def export_lora(files: Sequence[Path], config: Config, state: Mapping[str, Any], notes: Mapping[str, str]) -> None:
+    """The LoRA in kohya's and in diffusers' names, fp16, and the empty prompt's embedding: into one file each."""
     tensors = {name.removeprefix("unet."): t for name, t in averaged(state).items()}
     task, stage = state["task"], config.prior
     metadata = {
@@ -81,14 +90,13 @@ def export_lora(out: Path, config: Config, state: Mapping[str, Any], notes: Mapp
         "ss_network_dim": str(stage.rank),
         "ss_network_alpha": str(stage.alpha),
     }
-    files = {
-        "lafr_lora.safetensors": {k: t.half() for k, t in peft_to_kohya(tensors, stage.alpha).items()},
-        "lafr_lora_diffusers.safetensors": to_diffusers(tensors, stage.alpha / stage.rank),
-        CONTEXT_FILE: {"context": task["context"].half()},
-    }
-    for name, content in files.items():
-        write(out / name, content, metadata)
-    return [out / name for name in files]
+    contents = (
+        {k: t.half() for k, t in peft_to_kohya(tensors, stage.alpha).items()},
+        to_diffusers(tensors, stage.alpha / stage.rank),
+        {"context": task["context"].half()},
+    )
+    for file, content in zip(files, contents, strict=True):
+        save_file({name: t.contiguous() for name, t in content.items()}, file, metadata=metadata)
 
 
 def to_diffusers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -103,19 +111,6 @@ def to_diffusers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tenso
     return out
 
 
-def write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write safetensors under a temporary name and rename."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(handle)
-    try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=dict(metadata))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def notes_of(path: Path, config: Config) -> dict[str, str]:
     """Where the weights come from, as metadata for people."""
     run = checkpoints.run_of(path)
@@ -128,9 +123,10 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder, stage folder or one step_… folder")
     parser.add_argument("--stage", choices=("codebook", "adapter", "prior", "critic"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     args = parser.parse_args(given)
     try:
-        for file in export(args.checkpoint, args.stage, args.out):
+        for file in export(args.checkpoint, args.stage, args.out, args.overwrite):
             print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
     except (LafrError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)

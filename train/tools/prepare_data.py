@@ -5,6 +5,7 @@
 Every face of every photo is detected, cropped at the FFHQ template and written as PNG, unless it is too small or too blurred
 to learn from. ``manifest.csv`` in DST lists file, sha256, source, its sha256, face size, sharpness and landmarks;
 ``dropped.csv`` lists what was left out and why. Corrupt files and photos without a face are among the latter, by name.
+Files that are in DST already are kept: what would replace one is refused, the lists before any work (``--overwrite``).
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,8 +28,10 @@ from lafr_core.errors import ImageFileError, InputError, LafrError
 from lafr_core.faces.crop import crop, place
 from lafr_core.faces.detect import detect_faces
 from lafr_core.faces.detectors import open_detector
+from lafr_core.images.photos import Photo, to_pil
 from lafr_core.images.photos import read as read_photo
 from lafr_core.settings import RestoreSettings
+from lafr_core.store.outputs import Outputs
 from lafr_core.types import Detector, Face
 from train.data.faces import SUFFIXES
 
@@ -85,13 +86,19 @@ def faces_of(path: Path, detector: Detector, limits: Limits) -> Iterator[tuple[F
         yield placed, pixels, sharp, reason
 
 
-def prepare(source: Path, target: Path, detector: Detector, limits: Limits) -> Counter[str]:
-    """Fill ``target``; returns how many faces and photos were kept and dropped, by kind."""
-    target.mkdir(parents=True, exist_ok=True)
+def prepare(source: Path, target: Path, detector: Detector, limits: Limits, overwrite: bool = False) -> Counter[str]:
+    """Fill ``target``; returns how many faces and photos were kept and dropped, by kind.
+
+    Raises InputError where a file that is there would be replaced, unless ``overwrite``; a photo of ``source`` never is.
+    """
+    found = photos(source)
+    outputs = Outputs(found, overwrite=overwrite)
+    outputs.check(target / "manifest.csv", target / "dropped.csv")
+    names = face_names([path.relative_to(source) for path in found])
     kept: list[dict[str, object]] = []
     dropped: list[tuple[str, str]] = []
     count: Counter[str] = Counter()
-    for path in photos(source):
+    for path, stem in zip(found, names, strict=True):
         name = path.relative_to(source).as_posix()
         try:
             faces = list(faces_of(path, detector, limits))
@@ -107,19 +114,34 @@ def prepare(source: Path, target: Path, detector: Detector, limits: Limits) -> C
                 dropped.append((f"{name} face {number}", reason))
                 count["too small" if reason.startswith("face of") else "too blurred"] += 1
                 continue
-            file = f"{name.replace('/', '__').rsplit('.', 1)[0]}_{number}.png"
-            Image.fromarray((pixels.permute(1, 2, 0).numpy() * 255 + 0.5).clip(0, 255).astype(np.uint8)).save(target / file)
+            file = f"{stem}_{number}.png"
+            with outputs.writing(target / file) as part:
+                to_pil(Photo(pixels)).save(part, "PNG")
             landmarks = " ".join(f"{x:.2f},{y:.2f}" for x, y in face.landmarks)
             values = (file, digest(target / file), name, digest(path), f"{face.size:.1f}", f"{sharp:.6f}", landmarks)
             kept.append(dict(zip(COLUMNS, values, strict=True)))
             count["kept"] += 1
-    with (target / "manifest.csv").open("w", newline="", encoding="utf-8") as handle:
+    with outputs.writing(target / "manifest.csv") as part, part.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS)
         writer.writeheader()
         writer.writerows(kept)
-    with (target / "dropped.csv").open("w", newline="", encoding="utf-8") as handle:
+    with outputs.writing(target / "dropped.csv") as part, part.open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([("source", "reason"), *dropped])
     return count
+
+
+def face_names(files: Sequence[PurePath]) -> list[str]:
+    """What the faces of each photo are called, without their number: folders joined by ``__``, no suffix unless two photos
+    differ in it or in its spelling only; no two are alike on any disk."""
+    short = ["__".join(file.with_suffix("").parts) for file in files]
+    uses = Counter(name.casefold() for name in short)
+    long = ["__".join(file.parts) if uses[name.casefold()] > 1 else name for file, name in zip(files, short, strict=True)]
+    seen: Counter[str] = Counter()
+    names = []
+    for name in long:
+        seen[name.casefold()] += 1
+        names.append(name if seen[name.casefold()] == 1 else f"{name}__{seen[name.casefold()]}")
+    return names
 
 
 def digest(path: Path) -> str:
@@ -135,11 +157,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--detector", default="auto")
     parser.add_argument("--detector-weights", type=Path)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already (an input never is)")
     args = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         detector = open_detector(args.detector, weights=args.detector_weights, device=torch.device(args.device))
-        count = prepare(args.source, args.target, detector, Limits(args.min_face, args.min_sharpness))
+        count = prepare(args.source, args.target, detector, Limits(args.min_face, args.min_sharpness), args.overwrite)
     except LafrError as error:
         print(f"prepare_data: {error}", file=sys.stderr)
         sys.exit(1)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import metadata, png16
+from . import metadata, png16, tiff16
 from .metadata import Metadata
+from .rows import Rows
 
 KINDS = {
     ".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".jpe": "jpg", ".jfif": "jpg", ".webp": "webp", ".tif": "tiff",
@@ -19,6 +20,8 @@ KINDS = {
 """Suffix -> the format that is written under it."""
 QUALITY = 95
 """Of JPEG and WebP, as Pillow counts it; WebP at 100 is lossless."""
+_ROWS = 256
+"""Rows reduced to 8 bits at a time."""
 LOSSLESS = ("png", "tiff")
 _HOLDS = {
     "png": {"XMP", "IPTC", "resolution (DPI)", "comment"},
@@ -32,8 +35,8 @@ def losses(kind: str, bits: int, alpha: bool, kept: Metadata) -> list[str]:
     """One sentence for each thing that a file of ``kind`` cannot hold."""
     name = {"jpg": "JPEG", "webp": "WebP", "tiff": "TIFF", "png": "PNG"}[kind]
     lost = [f"{what} lost: {name} files hold none" for what in kept.names() if what not in _HOLDS[kind]]
-    if bits == 16 and kind != "png":
-        lost.append(f"16 bits a channel reduced to 8 for {name}; PNG keeps them")
+    if bits == 16 and kind not in LOSSLESS:
+        lost.append(f"16 bits a channel reduced to 8 for {name}; PNG and TIFF keep them")
     if alpha and kind == "jpg":
         lost.append("transparency laid on white: JPEG files hold none")
     return lost
@@ -41,7 +44,7 @@ def losses(kind: str, bits: int, alpha: bool, kept: Metadata) -> list[str]:
 
 def save(
     path: Path,
-    array: NDArray[Any],
+    picture: Rows,
     kind: str,
     *,
     icc: bytes | None,
@@ -50,14 +53,16 @@ def save(
     quality: int = QUALITY,
 ) -> None:
     """(H, W, 1..4) uint8 or uint16 into ``path`` as ``kind`` (a value of KINDS). Raises OSError when the disk refuses."""
-    if icc and array.shape[2] > 2 and icc[16:20] == b"GRAY":
+    if icc and picture.shape[2] > 2 and icc[16:20] == b"GRAY":
         icc = None  # a gray profile describes no RGB picture; readers reject the pair
-    if array.dtype == np.uint16:
-        if kind == "png":
-            with path.open("wb") as file:
-                file.writelines(png16.encode(array, icc, exif, _chunks(kept)))
-            return
-        array = (array >> 8).astype(np.uint8)
+    if picture.dtype == np.uint16 and kind in LOSSLESS:
+        with path.open("wb") as file:
+            if kind == "png":
+                file.writelines(png16.encode(picture, icc, exif, _chunks(kept)))
+            else:
+                tiff16.encode(file, picture, icc, kept.dpi, metadata.tiff_values(kept, exif))
+        return
+    array = picture[:] if picture.dtype == np.uint8 else _high_bytes(picture)
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     extra: dict[str, Any] = {"icc_profile": icc} if icc else {}
     if kept.dpi:
@@ -86,6 +91,13 @@ def save(
     if segments := metadata.jpeg_segments(kept):
         extra["extra"] = segments
     image.save(path, format="JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, optimize=True, **extra)
+
+
+def _high_bytes(picture: Rows) -> NDArray[np.uint8]:
+    high = np.empty(picture.shape, np.uint8)
+    for top in range(0, len(high), _ROWS):
+        high[top : top + _ROWS] = picture[top : top + _ROWS] >> 8
+    return high
 
 
 def _on_white(image: Image.Image) -> Image.Image:

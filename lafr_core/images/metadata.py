@@ -160,6 +160,17 @@ def tiff_tags(kept: Metadata, exif: bytes | None) -> TiffImagePlugin.ImageFileDi
     return tags
 
 
+def tiff_values(kept: Metadata, exif: bytes | None) -> dict[int, tuple[int, str | bytes]]:
+    """The tags of :func:`tiff_tags` for :mod:`.tiff16`: texts and bytes with their types."""
+    found: dict[int, tuple[int, str | bytes]] = {}
+    for tag, value in tiff_tags(kept, exif).items():
+        if isinstance(value, str):
+            found[tag] = (2, value)
+        elif isinstance(value, bytes):
+            found[tag] = (7 if tag == _IPTC_TAG else 1, value)
+    return found
+
+
 def _photoshop(iptc: bytes) -> bytes:
     """The IPTC records as a Photoshop image resource."""
     return b"8BIM" + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)

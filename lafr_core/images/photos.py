@@ -2,10 +2,12 @@
 
 What is kept: size (after the EXIF orientation is applied), alpha, ICC profile, EXIF, bit depth, grayness. Pixel values are
 taken as stored; only CMYK and Lab, which have no RGB values of their own, are converted (to sRGB). Untouched pixels come back
-bit for bit. Reads the formats on the list in :mod:`.formats` with Pillow (9.5 or newer); writes PNG.
+bit for bit. Reads the formats on the list in :mod:`.formats` with Pillow (9.5 or newer); :mod:`.encode` writes.
 
 16 bits: Pillow reduces 16-bit colour PNG and TIFF files to their high bytes. The low bytes are had by decoding the same file a
-second time with the other byte order, so no decoder of our own is needed; :mod:`.png16` writes them.
+second time with the other byte order, so no decoder of our own is needed; :mod:`.png16` and :mod:`.tiff16` write them.
+
+Memory: a picture becomes an array, and an array a file, some rows at a time; Pillow's copy is gone before the next one is made.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from .metadata import Metadata
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused unless asked for: Pillow's own limit against decompression bombs (twice MAX_IMAGE_PIXELS)."""
+
+STRIP = 1 << 22
+"""Pixels that are converted at a time: bounds memory, not the result."""
 
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _PLANAR = 262, 258, 284  # TIFF tags
@@ -164,38 +169,34 @@ def _decoded(stream: BinaryIO, max_pixels: int) -> Photo:
         width, height = image.size
         if width * height > max_pixels:
             raise Image.DecompressionBombError(f"{width}x{height} pixels")
-        low = _low_bytes(image, stream)
-        image.load()
-        return from_pil(image, low)
+        return from_pil(image, _low_bytes(image, stream))
 
 
 def from_pil(image: Image.Image, low: Array | None = None) -> Photo:
-    """A loaded Pillow image of any mode as a Photo. ``low``: what :func:`decode` finds in 16-bit colour files.
+    """A Pillow image of any mode as a Photo. ``low``: what :func:`decode` finds in 16-bit colour files; filled up and kept.
 
     Raises ImageFileError for floating-point and 32-bit pictures, whose range nobody can know.
     """
+    image.load()
     notes = []
     frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
     if frames > 1:
         notes.append(f"first of {frames} pictures in the file")
     icc: bytes | None = image.info.get("icc_profile") or None
+    orientation = _orientation(image)
     if low is not None:
-        high = np.asarray(image).astype(np.uint16)
-        array = (high[..., [0, 3]] if low.shape[2] == 2 else high) << 8 | low
+        gray = low.shape[2] == 2
+        array = _gathered(image, lambda strip: _bytes16(strip, [0, 3] if gray else None) << 8, orientation, onto=low)
         if "A" not in image.mode:
             array = _keyed(array[..., :3], image.info.get("transparency"))
     elif image.mode in ("CMYK", "LAB"):
-        array, note = _to_srgb(image, icc)
-        notes += note
-        icc = None
+        to_srgb, note = _to_srgb(image, icc)
+        array, icc, notes = _gathered(image, to_srgb, orientation), None, [*notes, *note]
     else:
-        array = _array(image)
-    # Pillow turns TIFF upright while loading, but before version 10 it leaves the tag as it was.
-    orientation = 1 if image.format == "TIFF" else int(image.getexif().get(_ORIENTATION, 1))
-    array = _upright(array if array.ndim == 3 else array[..., None], orientation)
+        array = _gathered(image, _reader(image), orientation)
 
     gray, bits = array.shape[2] < 3, 16 if array.dtype == np.uint16 else 8
-    planes = _planes(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
+    planes = _planes(array)
     color, alpha = (planes[:1], planes[1:2]) if gray else (planes[:3], planes[3:4])
     return Photo(
         pixels=color,  # type: ignore[arg-type]
@@ -217,17 +218,42 @@ def _planes(array: Array) -> Tensor:
     return torch.from_numpy(planes)
 
 
+class Raster:
+    """A photo as it will be saved: (H, W, C) uint8 or uint16, made a few rows at a time. Sliced by rows, like an array.
+
+    C = 1 or 2 for gray pictures still gray, else 3 or 4 (with alpha).
+    """
+
+    def __init__(self, photo: Photo) -> None:
+        self.bits = photo.bits
+        self.dtype = np.dtype(np.uint16 if photo.bits == 16 else np.uint8)
+        self._color, self._alpha = photo.stored.detach(), photo.stored_alpha
+        height, width = self._color.shape[-2:]
+        self._height, self._step = height, max(1, STRIP // max(1, width))
+        if photo.gray and len(self._color) == 3 and self._is_gray():
+            self._color = self._color[:1]
+        self._copies = 3 if len(self._color) == 1 and not photo.gray else 1
+        self.shape = (height, width, len(self._color) * self._copies + (self._alpha is not None))
+
+    def __getitem__(self, rows: slice) -> Array:
+        """The rows, contiguous; a view of the photo's own memory where it has that layout."""
+        planes = _quantised(self._color[:, rows], self.bits).repeat(self._copies, axis=0) if self._copies > 1 else None
+        color = _quantised(self._color[:, rows], self.bits) if planes is None else planes
+        if self._alpha is not None:
+            color = np.concatenate([color, _quantised(self._alpha.detach()[:, rows], self.bits)])
+        return np.ascontiguousarray(color.transpose(1, 2, 0))
+
+    def _is_gray(self) -> bool:
+        for top in range(0, self._height, self._step):
+            red, green, blue = _quantised(self._color[:, top : top + self._step], self.bits)
+            if not ((red == green).all() and (red == blue).all()):
+                return False
+        return True
+
+
 def to_array(photo: Photo) -> Array:
-    """(H, W, C) uint8 or uint16 as it will be saved: C = 1 or 2 for gray pictures still gray, else 3 or 4 (with alpha)."""
-    array = _quantised(photo.stored, photo.bits)
-    if photo.gray and len(array) == 3 and (array[0] == array[1]).all() and (array[0] == array[2]).all():
-        array = array[:1]
-    if len(array) == 1 and not photo.gray:
-        array = array.repeat(3, axis=0)
-    alpha = photo.__dict__["_alpha"]
-    if alpha is not None:
-        array = np.concatenate([array, _quantised(alpha, photo.bits)])
-    return np.ascontiguousarray(array.transpose(1, 2, 0))
+    """The whole of :class:`Raster`."""
+    return Raster(photo)[:]
 
 
 def _quantised(planes: Tensor, bits: int) -> Array:
@@ -256,10 +282,11 @@ def write(path: Path, photo: Photo, kind: str | None = None, *, quality: int = e
     """
     path = Path(path)
     kind = kind or encode.KINDS.get(path.suffix.lower(), "png")
-    array = to_array(photo)
+    if kind == "tiff" and photo.bits == 16 and photo.stored_alpha is not None:
+        photo = _noted(photo, photo.notes, gray=False)  # few readers, Pillow not among them, know 16-bit gray with alpha
     try:
         with atomic(path) as temporary:
-            encode.save(temporary, array, kind, icc=photo.icc, exif=photo.exif, kept=photo.kept, quality=quality)
+            encode.save(temporary, Raster(photo), kind, icc=photo.icc, exif=photo.exif, kept=photo.kept, quality=quality)
     except (OSError, ValueError) as error:
         raise ImageFileError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
@@ -281,7 +308,8 @@ def _noted(photo: Photo, notes: Sequence[str], **more: Any) -> Photo:
 
 
 def _low_bytes(image: Image.Image, stream: BinaryIO) -> Array | None:
-    """The low bytes (H, W, 2..4) uint16 of a 16-bit picture with several channels, not loaded yet; None for other pictures.
+    """The low bytes (H, W, 2..4) uint16, upright, of a 16-bit picture with several channels, which is not loaded yet; None for
+    other pictures.
 
     Pillow's unpackers ending in ;16B keep the first byte of each pair, those in ;16L the second: decoding with the order
     swapped keeps just the bytes that the ordinary decoding drops. Gray with alpha has no ;16L; its pairs are read as four
@@ -297,8 +325,35 @@ def _low_bytes(image: Image.Image, stream: BinaryIO) -> Array | None:
     with open_image(stream) as second:
         gray = _raw_mode(_tiles(second)[0]).startswith("LA")
         second.tile = [_with_raw_mode(tile, "RGBA" if gray else _swapped(_raw_mode(tile))) for tile in _tiles(second)]
-        array = np.asarray(second).astype(np.uint16)
-    return array[..., [1, 3]] if gray else array
+        second.load()
+        return _gathered(second, lambda strip: _bytes16(strip, [1, 3] if gray else None), _orientation(second))
+
+
+def _bytes16(strip: Image.Image, channels: Sequence[int] | None) -> Array:
+    """The strip (h, W, C) as uint16, or some of its channels."""
+    array = np.asarray(strip)
+    return (array if channels is None else array[..., channels]).astype(np.uint16)
+
+
+def _gathered(image: Image.Image, rows: Callable[[Image.Image], Array], orientation: int, onto: Array | None = None) -> Array:
+    """The upright array (H, W, C) of what ``rows`` makes of strips of a loaded image: (h, W) or (h, W, C), whole numbers.
+
+    onto: such an array, to which they are added where it lies. Nothing else of the size of the picture is made.
+    """
+    width, height = image.size
+    step = max(1, STRIP // max(1, width))
+    for top in range(0, max(1, height), step):
+        strip = rows(image.crop((0, top, width, min(height, top + step))))
+        strip = strip if strip.ndim == 3 else strip[..., None]
+        if top == 0:
+            size = (width, height) if orientation in _TURNED else (height, width)
+            upright = np.empty((*size, strip.shape[2]), strip.dtype) if onto is None else onto
+            stored = _upright(upright, _BACK.get(orientation, orientation))
+        if onto is None:
+            stored[top : top + step] = strip
+        else:
+            stored[top : top + step] += strip
+    return upright
 
 
 def _tiles(image: Image.Image) -> list[Any]:
@@ -322,33 +377,39 @@ def _swapped(mode: str) -> str:
     return f"{name};{_OTHER_ORDER[order]}"
 
 
-def _array(image: Image.Image) -> Array:
-    """A loaded image of any mode with RGB or gray values -> (H, W) or (H, W, C), uint8 or uint16, transparency as a channel."""
+def _reader(image: Image.Image) -> Callable[[Image.Image], Array]:
+    """What makes arrays (h, W) or (h, W, C), uint8 or uint16, of strips of this image of RGB or gray values; transparency
+    becomes a channel."""
     mode, key = image.mode, image.info.get("transparency")
     if mode.startswith("I;16") or mode == "I":
         return _gray16(image, key)
     if mode == "F":
         raise ImageFileError("a floating-point picture, whose range is not known; save it with 8 or 16 bits")
     if mode in ("1", "L"):
-        return np.asarray(image.convert("LA" if key is not None else "L"))
-    if mode in ("LA", "La"):
-        return np.asarray(image.convert("LA"))
-    if mode in ("RGBA", "RGBa", "PA") or key is not None:
-        return np.asarray(image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
+        shown = "LA" if key is not None else "L"
+    elif mode in ("LA", "La"):
+        shown = "LA"
+    else:
+        shown = "RGBA" if mode in ("RGBA", "RGBa", "PA") or key is not None else "RGB"
+    return lambda strip: np.asarray(strip if strip.mode == shown else strip.convert(shown))
 
 
-def _gray16(image: Image.Image, key: Any) -> Array:
-    """Modes I;16 and I (what older Pillows make of 16-bit gray) -> (H, W) or, with a transparent value, (H, W, 2) uint16."""
+def _gray16(image: Image.Image, key: Any) -> Callable[[Image.Image], Array]:
+    """Modes I;16 and I (what older Pillows make of 16-bit gray): strips become (h, W, 1) or, with a transparent value,
+    (h, W, 2) uint16."""
     tags = getattr(image, "tag_v2", {})
-    array = np.asarray(image)
     depth = max(tags.get(_BITS_PER_SAMPLE, (16,)))
-    if depth != 16 or array.min() < 0 or array.max() > 65535:
-        raise ImageFileError(f"a {image.format} with {depth}-bit or signed whole numbers; save it with 8 or 16 unsigned bits")
-    array = array.astype(np.uint16)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow inverts 8-bit files of this kind but not 16-bit ones
-        array = 65535 - array
-    return _keyed(array[..., None], key)
+    white_is_zero = tags.get(_PHOTOMETRIC) == 0  # Pillow inverts 8-bit files of this kind but not 16-bit ones
+
+    def rows(strip: Image.Image) -> Array:
+        array = np.asarray(strip)
+        if depth != 16 or array.min() < 0 or array.max() > 65535:
+            kind = f"a {image.format} with {depth}-bit or signed whole numbers"
+            raise ImageFileError(f"{kind}; save it with 8 or 16 unsigned bits")
+        array = array.astype(np.uint16)
+        return _keyed((65535 - array if white_is_zero else array)[..., None], key)
+
+    return rows
 
 
 def _keyed(array: Array, key: Any) -> Array:
@@ -359,24 +420,35 @@ def _keyed(array: Array, key: Any) -> Array:
     return np.concatenate([array, opaque.astype(np.uint16) * 65535], axis=-1)
 
 
-def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Array, list[str]]:
-    """CMYK or Lab -> (H, W, 3) uint8 sRGB, with notes. CMYK goes through its embedded profile (relative colorimetric); without
-    a usable one through Pillow's plain formula, which is only roughly right."""
+def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Callable[[Image.Image], Array], list[str]]:
+    """What makes (h, W, 3) uint8 sRGB of strips of a CMYK or Lab image, and notes. CMYK goes through its embedded profile
+    (relative colorimetric); without a usable one through Pillow's plain formula, which is only roughly right."""
     target = ImageCms.createProfile("sRGB")
     if image.mode == "LAB":
         source: Any = ImageCms.createProfile("LAB")
     elif icc is not None and icc[16:20] == b"CMYK":
         source = io.BytesIO(icc)
     else:
-        return np.asarray(image.convert("RGB")), ["CMYK without a colour profile: colours are approximate"]
+        return _plainly, ["CMYK without a colour profile: colours are approximate"]
     try:
         source = ImageCms.ImageCmsProfile(source)
-        converted = ImageCms.profileToProfile(image, source, target, renderingIntent=_RELATIVE_COLORIMETRIC, outputMode="RGB")
+        turn: Any = ImageCms.buildTransform(source, target, image.mode, "RGB", renderingIntent=_RELATIVE_COLORIMETRIC)
+        ImageCms.applyTransform(Image.new(image.mode, (1, 1)), turn)
     except (ImageCms.PyCMSError, OSError):
         if image.mode == "LAB":
             raise
-        return np.asarray(image.convert("RGB")), ["CMYK with an unusable colour profile: colours are approximate"]
-    return np.asarray(converted), [f"{image.mode} converted to sRGB"]
+        return _plainly, ["CMYK with an unusable colour profile: colours are approximate"]
+    return lambda strip: np.asarray(ImageCms.applyTransform(strip, turn)), [f"{image.mode} converted to sRGB"]
+
+
+def _plainly(image: Image.Image) -> Array:
+    return np.asarray(image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that a loaded image still has."""
+    # Pillow turns TIFF upright while loading, but before version 10 it leaves the tag as it was.
+    return 1 if image.format == "TIFF" else int(image.getexif().get(_ORIENTATION, 1))
 
 
 _UPRIGHT: dict[int, Callable[[Array], Array]] = {
@@ -389,6 +461,11 @@ _UPRIGHT: dict[int, Callable[[Array], Array]] = {
     8: lambda a: np.rot90(a, 1),
 }
 """EXIF orientation -> the step that makes the stored rows and columns upright (EXIF 2.32, tag 0x0112); others mean upright."""
+
+_TURNED = (5, 6, 7, 8)
+"""Orientations in which rows and columns change places."""
+_BACK = {6: 8, 8: 6}
+"""Orientations that are not their own inverse."""
 
 
 def _upright(array: Array, orientation: int) -> Array:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from .rows import Rows
+
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
 """Channels -> PNG colour type: gray, gray + alpha, RGB, RGBA."""
 _ROWS = 256
@@ -20,12 +22,13 @@ _ROWS = 256
 
 
 def encode(
-    pixels: NDArray[np.uint16],
+    pixels: Rows,
     icc: bytes | None = None,
     exif: bytes | None = None,
     more: Iterable[tuple[bytes, bytes]] = (),
 ) -> Iterator[bytes]:
-    """(H, W, 1..4) uint16 -> the PNG file, piece by piece. ``exif`` starts with its TIFF header, ``more`` is (name, data)."""
+    """Rows (H, W, 1..4) of uint16 -> the PNG file, piece by piece. ``exif`` starts with its TIFF header, ``more`` is
+    (name, data)."""
     height, width, channels = pixels.shape
     yield b"\x89PNG\r\n\x1a\n"
     yield _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPE[channels], 0, 0, 0))

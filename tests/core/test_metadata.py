@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from lafr_core.app import arguments, cli
 from lafr_core.images import metadata, photos
+from lafr_core.images.metadata import Metadata
 from lafr_core.images.photos import Photo
 
 XMP = (
@@ -179,8 +180,21 @@ def test_what_a_format_takes_away_is_said(tmp_path: Path) -> None:
     assert run("restore", tmp_path / "a.png", "-o", tmp_path / "o", "--format", "jpg", "--report", tmp_path / "r.json") == 0
     assert warnings(tmp_path / "r.json") == ["transparency laid on white: JPEG files hold none"]
     photos.write(tmp_path / "deep.png", Photo(torch.rand(3, 120, 100), bits=16))
-    assert run("restore", tmp_path / "deep.png", "-o", tmp_path / "o", "--format", "tiff", "--report", tmp_path / "s.json") == 0
-    assert warnings(tmp_path / "s.json") == ["16 bits a channel reduced to 8 for TIFF; PNG keeps them"]
+    assert run("restore", tmp_path / "deep.png", "-o", tmp_path / "o", "--format", "webp", "--report", tmp_path / "s.json") == 0
+    assert warnings(tmp_path / "s.json") == ["16 bits a channel reduced to 8 for WebP; PNG and TIFF keep them"]
+
+
+def test_a_16_bit_tiff_keeps_them_too(tmp_path: Path) -> None:
+    words = Image.Exif()
+    words.update(WORDS)
+    kept = Metadata(xmp=XMP, iptc=IPTC, dpi=(300.0, 254.5))
+    photos.write(tmp_path / "a.tif", Photo(torch.rand(3, 12, 10), None, PROFILE, words.tobytes()[6:], 16, kept=kept))
+    read = photos.read(tmp_path / "a.tif")
+    assert read.bits == 16 and read.icc == PROFILE and read.kept == kept
+    assert read.exif is not None
+    again = Image.Exif()
+    again.load(b"Exif\0\0" + read.exif)
+    assert dict(again) == WORDS
 
 
 @pytest.mark.parametrize("junk", [b"\xff" * 40, b"<rdf:RDF", b"\0"])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from lafr_core.errors import ImageFileError
-from lafr_core.images import photos, png16
+from lafr_core.images import photos, png16, tiff16
 from lafr_core.images.photos import Photo
 from lafr_core.store.atomic import atomic
 
@@ -175,11 +175,71 @@ def test_16_bit_tiff_in_planes_is_refused() -> None:
         photos.decode(buffer, "scan.tif")
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_tiff_is_written_exactly_and_read_alike_by_others(channels: int, tmp_path: Path) -> None:
+    array = noise(700, 90, channels, top=65536)  # more than one strip
+    planes = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32)) / 65535
+    gray, alpha = channels < 3, planes[-1:] if channels in (2, 4) else None
+    color = planes[:1].expand(3, -1, -1) if gray else planes[:3]
+    photos.write(tmp_path / "a.tif", Photo(color, alpha, bits=16, gray=gray))
+    again = photos.read(tmp_path / "a.tif")
+    if channels == 2:  # written as colour: Pillow does not open 16-bit gray with alpha
+        array = array[..., [0, 0, 0, 1]]
+    assert again.bits == 16 and np.array_equal(photos.to_array(again), array)
+    with pytest.importorskip("tifffile").TiffFile(tmp_path / "a.tif") as file:
+        assert np.array_equal(file.asarray().reshape(array.shape), array)
+        assert len(file.pages[0].dataoffsets) > 1
+
+
+def test_a_tiff_that_would_pass_4_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiff16, "_LARGEST", 500)
+    with pytest.raises(ImageFileError, match=r"a\.tif: cannot be written \(a TIFF file holds at most 4 GB; write PNG\)"):
+        photos.write(tmp_path / "a.tif", Photo(torch.rand(3, 12, 10), bits=16))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_pictures_of_unknown_range_are_refused(mode: str, tmp_path: Path) -> None:
     Image.fromarray(np.full((3, 4), 1e6, dtype=np.float32 if mode == "F" else np.int32)).save(tmp_path / "a.tif")
     with pytest.raises(ImageFileError, match=r"a\.tif: a (floating-point|TIFF with 32-bit)"):
         photos.read(tmp_path / "a.tif")
+
+
+# --- strips: nothing depends on how many rows are converted at a time ---
+
+
+@pytest.mark.parametrize("name", pictures())
+@pytest.mark.parametrize("orientation", [1, 5, 6, 8])
+def test_strips_of_three_rows_give_the_same_photo(name: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, extra = pictures()[name]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = png_bytes(image, exif=exif, **extra)
+    whole = photos.decode(stream)
+    monkeypatch.setattr(photos, "STRIP", 3 * image.width)
+    stream.seek(0)
+    strips = photos.decode(stream)
+    assert np.array_equal(photos.to_array(strips), photos.to_array(whole))
+    assert strips.stored.is_contiguous(memory_format=torch.contiguous_format) or strips.stored.stride(0) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_strips_of_16_bits_give_the_same_photo(channels: int, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    array = noise(10, 6, channels, top=65536)
+    monkeypatch.setattr(photos, "STRIP", 3 * 6)
+    photo = photos.decode(io.BytesIO(b"".join(png16.encode(array, exif=exif.tobytes()[6:]))))
+    assert np.array_equal(photos.to_array(photo), np.rot90(array, -1) if orientation == 6 else array)
+
+
+def test_a_photo_is_saved_from_its_own_memory() -> None:
+    array = noise(40, 30, 3)
+    raster = photos.Raster(photos.from_pil(Image.fromarray(array)))
+    assert raster.shape == (40, 30, 3) and raster.dtype == np.uint8
+    assert raster[:].base is not None and np.shares_memory(raster[:], raster[7:9])
+    assert np.array_equal(raster[7:9], array[7:9])
 
 
 # --- orientation, profile, EXIF ---

@@ -6,7 +6,7 @@ What stands here converts pictures and opens models; the work is :mod:`lafr_core
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .images import photos
 from .images.enlarge import enlarged
 from .images.photos import Photo
 from .models import open_models
-from .pipeline import REFERENCE_WEIGHT, References, check_images, restore_faces
+from .pipeline import REFERENCE_WEIGHT, References, check_images, restore_stored
 from .settings import RestoreSettings
 from .types import Box, Face, Models, Person, Progress, ignore_progress
 
@@ -50,7 +50,7 @@ class Restoration:
 
     @property
     def pixels(self) -> Tensor:
-        """(3, H, W) float32 RGB in [0, 1]."""
+        """(3, H, W) float32 RGB in [0, 1]; of pictures with 8 or 16 bits, these bits' values."""
         return self.photo.pixels
 
     @property
@@ -98,14 +98,13 @@ def restore(
     photo = to_photo(picture)
     larger = enlarged(photo, upscale)
     models = models if models is not None else open_models(chosen, device=device)
-    given = None if boxes is None else [boxes]
     references = References(_people(reference, models, chosen), reference_weight)
-    canvas = None if larger is photo else larger.pixels[None]
-    result = restore_faces(
-        photo.pixels[None], models, chosen, boxes=given, enlarged=canvas, references=references, progress=progress
+    canvas = None if larger is photo else larger.stored
+    result = restore_stored(
+        photo.stored, models, chosen, boxes=boxes, enlarged=canvas, references=references, progress=progress
     )
     notes = (*photo.notes, *result.left_out(0, chosen))
-    return Restoration(replace(larger, pixels=result.images[0]), result.faces, result.masks[0], notes)
+    return Restoration(larger.with_pixels(result.images[0]), result.faces, result.masks[0], notes)
 
 
 def detect(
@@ -120,13 +119,14 @@ def detect(
     chosen = _settings(settings, options)
     photo = to_photo(picture)
     models = models if models is not None else open_models(chosen, device=device)
-    return tuple(place(face) for face in detect_faces(photo.pixels[None], models.detector, chosen))
+    return tuple(place(face) for face in detect_faces(photo.stored.expand(3, -1, -1)[None], models.detector, chosen))
 
 
 def to_photo(picture: Picture) -> Photo:
     """Any kind of picture as a :class:`Photo`. Raises InputError, with the step that mends it, for wrong layouts and ranges."""
     if isinstance(picture, Photo):
-        check_images(picture.pixels[None])
+        if picture.stored.is_floating_point():
+            check_images(picture.stored.expand(3, -1, -1)[None])
         return picture
     if isinstance(picture, (str, PathLike)):
         return photos.read(Path(picture))
@@ -162,7 +162,7 @@ def _from_tensor(pixels: Tensor) -> Photo:
             hint = "; move the channels to the front: pixels[..., :3].permute(2, 0, 1)"
         raise InputError(f"picture: expected (3, H, W) or (1, 3, H, W), got {tuple(pixels.shape)}{hint}")
     check_images(single[None])
-    return Photo(single.detach().to("cpu", torch.float32))
+    return Photo(single.detach().to("cpu", torch.float32, copy=True))  # type: ignore[arg-type]
 
 
 def open_references(path: str | PathLike[str], models: Models, settings: RestoreSettings | None = None) -> tuple[Person, ...]:
@@ -199,7 +199,7 @@ def _person(name: str, pictures: Sequence[Picture], models: Models, settings: Re
         raise InputError(
             "reference: expected a face embedder to know the person by, found none; reinstall LAFR with its weights"
         )
-    pixels = [to_photo(picture).pixels for picture in pictures]
+    pixels = [to_photo(picture).stored.expand(3, -1, -1) for picture in pictures]
     return people.meet(name, pixels, models.detector, models.embedder, settings)
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,14 +112,16 @@ def restore_stored(
 
     image: (1 or 3, H, W) uint8 or uint16, 1 = gray, or float in [0, 1]; enlarged: (1 or 3, k*H, k*W), same dtype. ``images``
     of the result is (1, 3, H, W) of that dtype, or as large as ``enlarged``; it is the image itself, not a copy, where nothing
-    was changed. ``masks`` is empty: (0, 1, H, W).
+    was changed. ``masks`` is float32.
     """
     if image.is_floating_point():
         check_images(image[None].expand(-1, 3, -1, -1))
     images = image.expand(3, -1, -1)[None]
     canvas = images if enlarged is None else enlarged.expand(3, -1, -1)[None]
-    no_masks = torch.zeros((0, 1, *canvas.shape[-2:]))
-    return _restore(images, canvas, no_masks, models, settings, None if boxes is None else [boxes], keep, references, progress)
+    # NumPy's zeros take no memory where nobody writes: outside the faces.
+    masks = torch.from_numpy(np.zeros((1, 1, *canvas.shape[-2:]), np.float32)).to(canvas.device)
+    given = None if boxes is None else [boxes]
+    return _restore(images, canvas, masks, models, settings, given, keep, references, progress, share=True)
 
 
 def _restore(
@@ -131,24 +134,25 @@ def _restore(
     keep: Tensor | None,
     references: References,
     progress: Progress,
+    share: bool = False,
 ) -> RestoredBatch:
-    """The stages, in their order. ``canvas``: what is pasted into. ``masks`` with a row each are filled."""
+    """The stages, in their order. ``canvas``: a copy of it is pasted into. ``masks``, zeros, are filled. share: where there is
+    no face, the result is ``canvas`` itself.
+    """
     check_parser(models.parser, settings)
     factor = _factor(images, canvas)
     check_keep(keep, canvas)
     found = find_faces(images, models.detector, settings, boxes=boxes, progress=progress)
     faces = [place(face) for face in found.faces]
     known = _whose_faces(images, faces, models, references)
-    pasted = canvas.clone() if faces or len(masks) else canvas
+    pasted = canvas if share and not faces else canvas.clone()
     done: list[Face] = []
     for start in range(0, len(faces), settings.batch_size):  # crops live for one batch: memory does not grow with the faces
         batch = faces[start : start + settings.batch_size]
         lenders, weight = known[start : start + settings.batch_size], references.weight
         restored, scored = restore_crops(crop_faces(images, batch), batch, models, settings, lenders=lenders, weight=weight)
-        filled = masks if len(masks) else None
-        paste_into(
-            pasted, filled, [enlarge(face, factor) for face in scored], restored, settings, parser=models.parser, keep=keep
-        )
+        placed = [enlarge(face, factor) for face in scored]
+        paste_into(pasted, masks, placed, restored, settings, parser=models.parser, keep=keep)
         done += scored
         progress("restore", len(done), len(faces))
     return RestoredBatch(pasted, tuple(done), masks, found.counts, found.faceless)

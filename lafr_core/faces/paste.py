@@ -38,6 +38,8 @@ def paste_faces(
     or no faces change nothing. Raises InputError when faces and crops do not fit together or the crops hold NaN,
     SettingsError for mask "parse" without a parser.
     """
+    if not images.is_floating_point():
+        raise InputError(f"paste: expected float images in [0, 1], got {images.dtype}; divide 8-bit pixels by 255")
     pasted = images.clone()
     masks = images.new_zeros((images.shape[0], 1, *images.shape[-2:]))
     paste_into(pasted, masks, faces, restored, settings, parser=parser, keep=keep, progress=progress)
@@ -46,7 +48,7 @@ def paste_faces(
 
 def paste_into(
     images: Tensor,
-    masks: Tensor | None,
+    masks: Tensor,
     faces: Sequence[Face],
     restored: Tensor,
     settings: RestoreSettings,
@@ -57,10 +59,10 @@ def paste_into(
 ) -> None:
     """:func:`paste_faces` in place, for a caller that pastes a photo's faces a few at a time.
 
-    images and masks (B, 1, H, W) are changed; masks start at 0, None = not wanted. Without masks images may be as files
-    store them, uint8 or uint16: only the regions of faces become float. Same contract and errors otherwise.
+    images and masks (B, 1, H, W) are changed; masks are float and start at 0. Images may be as files store them, uint8 or
+    uint16: only the regions of faces become float. Same contract and errors otherwise.
     """
-    _check(images, faces, restored, stored=masks is None)
+    _check(images, faces, restored)
     check_keep(keep, images)
     if settings.strength == 0:
         return
@@ -70,12 +72,11 @@ def paste_into(
         mask = crop_mask(settings, crop[None], parser) if shared is None else shared
         row = face.image_index
         kept = None if keep is None else keep[row if len(keep) > 1 else 0]
-        weights = None if masks is None else masks[row]
-        _composite(images[row], weights, face, crop, mask[0].to(crop) * settings.strength, kept)
+        _composite(images[row], masks[row], face, crop, mask[0].to(crop) * settings.strength, kept)
         progress("paste", index + 1, len(faces))
 
 
-def _composite(image: Tensor, weights: Tensor | None, face: Face, crop: Tensor, mask: Tensor, keep: Tensor | None) -> None:
+def _composite(image: Tensor, weights: Tensor, face: Face, crop: Tensor, mask: Tensor, keep: Tensor | None) -> None:
     """Blend one crop (3, 512, 512) into ``image`` (3, H, W) and its weight into ``weights`` (1, H, W), both in place.
 
     keep: (1, H, W) in [0, 1], where the image stays as it is.
@@ -103,8 +104,6 @@ def _composite(image: Tensor, weights: Tensor | None, face: Face, crop: Tensor, 
             old.copy_(torch.where(weight > 0, blend.to(image.dtype), old))
         else:
             old.copy_(from_unit(torch.where(weight > 0, blend, seen), image.dtype))
-        if weights is None:
-            continue
         part = weights[:, top:bottom, x0:x1]
         part.add_(weight * (1 - part))
 
@@ -121,10 +120,12 @@ def check_keep(keep: Tensor | None, images: Tensor) -> None:
         raise InputError(f"keep: expected values in [0, 1], got {low:g} to {high:g}")
 
 
-def _check(images: Tensor, faces: Sequence[Face], restored: Tensor, stored: bool) -> None:
-    whole = stored and images.dtype in (torch.uint8, getattr(torch, "uint16", torch.uint8))
+def _check(images: Tensor, faces: Sequence[Face], restored: Tensor) -> None:
+    whole = images.dtype in (torch.uint8, getattr(torch, "uint16", torch.uint8))
     if images.ndim != 4 or images.shape[1] != 3 or not (images.is_floating_point() or whole):
-        raise InputError(f"paste: expected float images (B, 3, H, W) in [0, 1], got {tuple(images.shape)} {images.dtype}")
+        raise InputError(
+            f"paste: expected images (B, 3, H, W) in [0, 1] or as stored, got {tuple(images.shape)} {images.dtype}"
+        )
     if tuple(restored.shape) != (len(faces), 3, CROP_SIZE, CROP_SIZE):
         raise InputError(
             f"paste: expected one crop a face, ({len(faces)}, 3, {CROP_SIZE}, {CROP_SIZE}), got {tuple(restored.shape)}; "

@@ -27,7 +27,8 @@ FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 28.0
 def meet(
     name: str, photos: Sequence[Tensor], detector: Detector, embedder: Embedder, settings: RestoreSettings | None = None
 ) -> Person:
-    """The person of that name, from the largest face of each photo (3, H, W) in [0, 1]; photos without a face are left out.
+    """The person of that name, from the largest face of each photo (3, H, W), float in [0, 1] or as stored; photos without a
+    face are left out.
 
     ``settings`` says how faces are found, not which of them: None = the defaults. Raises InputError when no photo has a face.
     """
@@ -36,7 +37,7 @@ def meet(
     crops = []
     for photo in photos:
         faces = [place(face) for face in detect_faces(photo[None], detector, largest)]
-        crops.append(crop_faces(photo[None].float(), faces))
+        crops.append(crop_faces(photo[None], faces).float())
     found = torch.cat(crops) if crops else torch.zeros(0, 3, CROP_SIZE, CROP_SIZE)
     if not len(found):
         raise InputError(f"reference: no face found in the photos of {name!r}; use a clear portrait or lower the threshold")

@@ -218,13 +218,16 @@ def restore_latents(
     weight: float = 1.0,
 ) -> Tensor:
     """:func:`restore_pixels` without its last step: the finished latents (B, C, h, w) that the VAE decodes."""
-    chain = _Chain(models, fidelity, detail)
+    chain = Chain(models, fidelity, detail)
     aligned = chain.align(crops)
     latents = chain.finish(aligned)
     if weight > 0 and any(person is not None for person in lenders):
         rows = zip(crops.split(1), aligned.split(1), latents.split(1), lenders, strict=True)
         latents = torch.cat(
-            [row if lender is None else chain.help(row, al, crop, lender, weight) for crop, al, row, lender in rows]
+            [
+                row if lender is None else chain.help(row, chain.lent(al, crop, lender), lender, weight)
+                for crop, al, row, lender in rows
+            ]
         )
     if models.sampler is not None and detail > 0:
         latents = torch.lerp(latents, models.sampler(latents, crops), detail)
@@ -232,7 +235,7 @@ def restore_latents(
 
 
 @dataclass(frozen=True)
-class _Chain:
+class Chain:
     """The stages between crop and latents, for faces and for the reference photos that are sent after them."""
 
     models: Models
@@ -249,15 +252,23 @@ class _Chain:
             return aligned
         return torch.lerp(aligned, self.models.prior(aligned), self.detail)
 
-    def help(self, latents: Tensor, aligned: Tensor, crop: Tensor, lender: Person, weight: float) -> Tensor:
-        """The finished latents (1, C, h, w) of one crop with what the lender's photos lend, as far as the embedder agrees."""
+    def lent(self, aligned: Tensor, crop: Tensor, lender: Person) -> Tensor:
+        """What the lender's photos have to add to the finished latents (1, C, h, w) of one crop."""
         good = lender.crops.to(crop)
-        poor = self.align(people.as_poor(good, crop[0]))
+        factor = people.factor_like(good, crop[0])
+        poor = self.align(people.shrunk(good, factor))
+        # The photos are brought to where the face lies, then made poor once more: now they lose what this face lost.
+        good = lending.fetched(good, lending.offsets(aligned, poor))
+        poor = self.align(people.shrunk(good, factor))
         lost = self.models.vae.encode(good) - self.finish(poor)
-        whole = latents + lending.borrowed(aligned, poor, lost)
+        return lending.even_eyes(lending.borrowed(aligned, poor, lost))
+
+    def help(self, latents: Tensor, lent: Tensor, lender: Person, weight: float) -> Tensor:
+        """The finished latents (1, C, h, w) of one crop with ``weight`` of what is lent, as far as the embedder agrees."""
         if self.models.embedder is None:
-            return torch.lerp(latents, whole, weight)
-        return guidance.approach(latents, whole, self.models.vae.decode, self.models.embedder, lender.embedding, weight)
+            return latents + weight * lent
+        decode, embedder = self.models.vae.decode, self.models.embedder
+        return guidance.approach(latents, latents + lent, decode, embedder, lender.embedding, weight)
 
 
 def judged(

@@ -73,15 +73,14 @@ def nearest(vectors: Tensor, people: Sequence[Person]) -> list[Person | None]:
     return [people[i] if value >= LIKELY else None for value, i in zip(best.tolist(), index.tolist(), strict=True)]
 
 
-def as_poor(references: Tensor, crop: Tensor) -> Tensor:
-    """Good crops (R, 3, 512, 512) shrunk and enlarged until their details are as fine as those of ``crop`` (3, 512, 512).
+def factor_like(references: Tensor, crop: Tensor) -> float:
+    """By how much good crops (R, 3, 512, 512) must be :func:`shrunk` for details as fine as those of ``crop`` (3, 512, 512).
 
     One factor of :data:`FACTORS` for all: the one whose octaves, as shares of the picture's contrast, are nearest.
     """
     wanted = _profile(crop[None])
-    tried = [shrunk(references, factor) for factor in FACTORS]
-    errors = [float((_profile(picture).mean(0) - wanted[0]).abs().sum()) for picture in tried]
-    return tried[min(range(len(tried)), key=errors.__getitem__)]
+    errors = [float((_profile(shrunk(references, factor)).mean(0) - wanted[0]).abs().sum()) for factor in FACTORS]
+    return FACTORS[min(range(len(FACTORS)), key=errors.__getitem__)]
 
 
 def shrunk(crops: Tensor, factor: float) -> Tensor:
@@ -96,5 +95,4 @@ def shrunk(crops: Tensor, factor: float) -> Tensor:
 def _profile(crops: Tensor) -> Tensor:
     """(B, OCTAVES): log of each octave's share of the contrast."""
     luma = trust.luma(crops)
-    contrast = trust.cells(luma).std((1, 2)).clamp_min(1e-4)
-    return (trust.bands(luma) / contrast[:, None]).clamp_min(1e-3).log()
+    return (trust.bands(luma) / trust.contrast(luma)[:, None]).clamp_min(1e-3).log()

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..types import Embedder
+from .lending import smooth
 
 Decode = Callable[[Tensor], Tensor]
 """Latents (1, C, h, w) in the caller's own scaling -> pixels (1, 3, H, W) in [0, 1], unclamped, differentiable."""
@@ -174,7 +175,7 @@ def _guided(row: Tensor, decode: Decode, embedder: Embedder, target: Tensor, rad
     for _ in range(ROUNDS):
         if likeness >= SAME_PERSON:
             break
-        direction = _smooth(_gradient(best, decode, embedder, target))
+        direction = smooth(_gradient(best, decode, embedder, target), SMOOTH)
         direction = -direction / direction.square().mean().sqrt().clamp_min(1e-12)
         for _ in range(TRIALS):
             trial = _within(start, best + step * direction, radius)
@@ -200,17 +201,6 @@ def _within(start: Tensor, trial: Tensor, radius: float) -> Tensor:
     """``trial``, drawn back to where its RMS distance from ``start`` is ``radius`` if it lies further out."""
     move = trial - start
     return start + move * (radius / move.square().mean().sqrt().clamp_min(1e-12)).clamp(max=1.0)
-
-
-def _smooth(field: Tensor) -> Tensor:
-    """Gaussian low-pass of (1, C, h, w) with :data:`SMOOTH` cells, borders replicated."""
-    reach = max(1, round(3 * SMOOTH))
-    taps = torch.arange(-reach, reach + 1, device=field.device, dtype=field.dtype)
-    kernel = torch.softmax(-taps.square() / (2 * SMOOTH**2), dim=0)
-    channels = field.shape[1]
-    padded = F.pad(field, (reach, reach, reach, reach), mode="replicate")
-    across = F.conv2d(padded, kernel.expand(channels, 1, 1, -1), groups=channels)
-    return F.conv2d(across, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)
 
 
 def _gradient(row: Tensor, decode: Decode, embedder: Embedder, target: Tensor) -> Tensor:

@@ -10,13 +10,18 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..lafr_core.errors import InputError
+from ..lafr_core.errors import CheckpointError, InputError
+from ..lafr_core.faces.people import known
 from ..lafr_core.geometry import CROP_SIZE
-from .faces import FaceSet
+from ..lafr_core.pipeline import REFERENCE_WEIGHT, restore_latents
+from ..lafr_core.settings import RestoreSettings
+from ..lafr_core.types import Models
+from .faces import FaceSet, reference_crops
 from .host import HostVae, check_vae, raw_latent
 from .layout import to_images, to_mask
 from .memory import Managed, host_progress
-from .widgets import ADAPTER, FACES, schema, settings_inputs
+from .networks import open_detector, open_embedder
+from .widgets import ADAPTER, FACES, make, schema, settings_inputs
 
 
 class AlignLatent(io.ComfyNode):  # type: ignore[misc]
@@ -34,11 +39,28 @@ class AlignLatent(io.ComfyNode):  # type: ignore[misc]
                 ),
                 ADAPTER.Input("adapter", tooltip="From LAFR Load Adapter or LAFR Load Starter."),
                 *settings_inputs(("fidelity", "batch_size"), advanced=("batch_size",)),
+                make(
+                    io.Float.Input,
+                    "reference_weight",
+                    display_name="Reference weight",
+                    default=REFERENCE_WEIGHT,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="How much connected references lend to the aligned latents. 0 = nothing.",
+                ),
                 FACES.Input("faces", optional=True, tooltip="From LQ Face Detect. Its crops are used."),
                 io.Image.Input(
                     "crops",
                     optional=True,
                     tooltip="Upright face crops, each side a multiple of 32. Used when faces is not connected.",
+                ),
+                io.Image.Input(
+                    "references",
+                    optional=True,
+                    tooltip="Good photos of one person, for faces of 512x512. What alignment lost of the person comes back "
+                    "before the sampler.",
                 ),
             ],
             [
@@ -51,7 +73,7 @@ class AlignLatent(io.ComfyNode):  # type: ignore[misc]
                 io.Mask.Output(
                     "confidence",
                     display_name="confidence",
-                    tooltip="White where the adapter knows this kind of face detail, dark where it guesses. One row a face.",
+                    tooltip="White where the aligned face may be believed, black where it is a guess. One row a face.",
                 ),
             ],
             ["face restore", "latent alignment", "codebook", "encode face"],
@@ -64,8 +86,10 @@ class AlignLatent(io.ComfyNode):  # type: ignore[misc]
         adapter: Managed,
         fidelity: float,
         batch_size: int,
+        reference_weight: float,
         faces: FaceSet | None = None,
         crops: Tensor | None = None,
+        references: Tensor | None = None,
     ) -> Any:
         spec = adapter.spec
         check_vae(vae, spec)
@@ -75,6 +99,8 @@ class AlignLatent(io.ComfyNode):  # type: ignore[misc]
             return io.NodeOutput({"samples": empty}, {"samples": empty.clone()}, torch.zeros(1, CROP_SIZE, CROP_SIZE))
         pixels = _pixels(faces, crops)
         before, after, confidence = align(pixels, HostVae(vae, spec), adapter, fidelity, batch_size)
+        if references is not None and reference_weight > 0:
+            after = lent(pixels, references, HostVae(vae, spec), adapter, fidelity, reference_weight).to(after)
         return io.NodeOutput(raw_latent(after, spec), raw_latent(before, spec), to_mask(confidence))
 
 
@@ -91,6 +117,30 @@ def align(pixels: Tensor, vae: HostVae, adapter: Managed, fidelity: float, batch
     before, after, confidence = (torch.cat(parts) for parts in zip(*rows, strict=True))
     confidence = F.interpolate(confidence, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
     return before, after, confidence.clamp(0, 1)
+
+
+def lent(pixels: Tensor, references: Tensor, vae: HostVae, adapter: Managed, fidelity: float, weight: float) -> Tensor:
+    """Crops (N, 3, 512, 512) -> their aligned latents with what the person of the reference photos lends to each.
+
+    Raises InputError for crops of another size or references without a face, CheckpointError without an embedder.
+    """
+    if pixels.shape[-2:] != (CROP_SIZE, CROP_SIZE):
+        raise InputError(f"references: expected 512x512 crops, got {tuple(pixels.shape[-2:])}; connect faces, or no references")
+    embedder = open_embedder()
+    if embedder is None:
+        raise CheckpointError("references: expected a face embedder, found none; install the pack again or disconnect them")
+    device = mm.get_torch_device()
+    person = known("reference", reference_crops(to_images(references)).to(device), embedder)
+    detector = open_detector(RestoreSettings().detector)
+    models = Models(detector, vae, adapter, None, embedder, device=device)
+    progress = host_progress()
+    rows = []
+    with torch.no_grad():
+        for crop in pixels.split(1):
+            row = crop.to(device, torch.float32)
+            rows.append(restore_latents(row, models, fidelity, lenders=[person], weight=weight))
+            progress("lend", len(rows), len(pixels))
+    return torch.cat(rows)
 
 
 def _pixels(faces: FaceSet | None, crops: Tensor | None) -> Tensor:

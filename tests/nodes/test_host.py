@@ -232,7 +232,7 @@ def test_adapters_of_other_families(host: hostenv.Host, found: Any, name: str, k
     assert adapter.spec == spec
     vae = hostenv.taesd(kind, scale=spec.scale, shift=spec.shift)
     crops = found.crops[:1, :, :256, :256].movedim(1, -1)
-    aligned, before, _ = host.module("align").AlignLatent.execute(vae, adapter, 0.75, 1, crops=crops).args
+    aligned, before, _ = host.module("align").AlignLatent.execute(vae, adapter, 0.75, 1, 0.5, crops=crops).args
     assert aligned["samples"].shape == before["samples"].shape == (1, spec.channels, 32, 32)
     scaled = host.core("latent.vae").open_tiny(hostenv.SHARED_WEIGHTS, name).encode(found.crops[:1, :, :256, :256])
     assert torch.allclose(spec.to_scaled(before["samples"]), scaled, atol=1e-3)
@@ -408,8 +408,8 @@ def test_empty_text_prefers_the_stored_embedding(host: hostenv.Host) -> None:
 
 def test_align_gives_raw_latents_and_fidelity_matters(host: hostenv.Host, starter: Any, photo: Tensor) -> None:
     crops = photo[:, :128, :128]
-    loose = host.nodes.AlignLatent.execute(starter[1], starter[2], 0.0, 4, crops=crops).result
-    close = host.nodes.AlignLatent.execute(starter[1], starter[2], 1.0, 4, crops=crops).result
+    loose = host.nodes.AlignLatent.execute(starter[1], starter[2], 0.0, 4, 0.5, crops=crops).result
+    close = host.nodes.AlignLatent.execute(starter[1], starter[2], 1.0, 4, 0.5, crops=crops).result
     assert loose[0]["samples"].shape == (1, 4, 16, 16) and loose[2].shape == (1, 128, 128)
     assert loose[2].min() >= 0 and loose[2].max() <= 1
     assert torch.equal(loose[1]["samples"], close[1]["samples"])
@@ -417,12 +417,28 @@ def test_align_gives_raw_latents_and_fidelity_matters(host: hostenv.Host, starte
     assert not torch.allclose(loose[0]["samples"], close[0]["samples"], atol=1e-3)
 
 
+def test_references_lend_to_aligned_latents(host: hostenv.Host, starter: Any, found: Any, photo: Tensor) -> None:
+    """Before any sampler: the few-step one and the host's own start from what the person's photos lend."""
+    errors, align = host.core("errors"), host.nodes.AlignLatent.execute
+    plain = align(starter[1], starter[2], 0.75, 4, 0.5, faces=found).result
+    crops = found.crops.movedim(1, -1)
+    for reference, weight, changed in ((None, 1.0, False), (photo.flip(2), 0.0, False), (photo.flip(2), 1.0, True)):
+        lent = align(starter[1], starter[2], 0.75, 4, weight, crops=crops, references=reference).result
+        assert lent[0]["samples"].shape == plain[0]["samples"].shape
+        assert torch.allclose(lent[0]["samples"], plain[0]["samples"], atol=1e-4) is not changed
+        assert torch.equal(lent[1]["samples"], plain[1]["samples"]) and torch.equal(lent[2], plain[2])
+    with pytest.raises(errors.InputError, match=r"references: expected 512x512 crops, got \(128, 128\)"):
+        align(starter[1], starter[2], 0.75, 4, 0.5, crops=photo[:, :128, :128], references=photo)
+    with pytest.raises(errors.InputError, match="reference: expected a face in at least one of 1"):
+        align(starter[1], starter[2], 0.75, 4, 0.5, faces=found, references=torch.full_like(photo, 0.5))
+
+
 def test_align_names_what_is_missing(host: hostenv.Host, starter: Any, photo: Tensor) -> None:
     errors = host.core("errors")
     with pytest.raises(errors.InputError, match="expected faces or crops, got neither"):
-        host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 4)
+        host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 4, 0.5)
     with pytest.raises(errors.InputError, match="multiples of 32"):
-        host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 4, crops=photo[:, :100])
+        host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 4, 0.5, crops=photo[:, :100])
 
 
 def test_paste_keeps_count_alpha_and_untouched_pixels(host: hostenv.Host, found: Any, photo: Tensor) -> None:
@@ -476,7 +492,7 @@ def test_no_face_passes_through_every_node(host: hostenv.Host, starter: Any) -> 
     assert report == "photo 0: 0 faces\nphoto 1: 0 faces"
     assert crops.shape == (1, 512, 512, 3) and mask.shape == (2, 96, 80) and not mask.any()
     assert torch.equal(preview, batch)
-    aligned, unaligned, confidence = host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 4, faces=found).result
+    aligned, unaligned, confidence = host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 4, 0.5, faces=found).result
     assert aligned["samples"].shape == unaligned["samples"].shape == (1, 4, 64, 64) and confidence.shape == (1, 512, 512)
     latent, identity, _ = sample(host, hostenv.tiny_model(), starter[1], found, aligned, mode="few-step", identity_weight=1.0)
     assert latent is aligned and identity == [0.0]
@@ -524,7 +540,7 @@ def test_interrupting_stops_detection_alignment_and_sampling(
     }
     for run in (
         lambda: host.nodes.DetectFaces.execute(photo[:, :64, :64], **detection),
-        lambda: host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 1, crops=photo[:, :64, :64]),
+        lambda: host.nodes.AlignLatent.execute(starter[1], starter[2], 0.5, 1, 0.5, crops=photo[:, :64, :64]),
         lambda: sample(host, hostenv.tiny_model(), starter[1], found, mode="few-step", identity_weight=1.0),
         lambda: host.nodes.FacePaste.execute(photo.repeat(3, 1, 1, 1), found, torch.ones(2, 512, 512, 3), **PASTING),
     ):

@@ -118,7 +118,7 @@ class Alignment(NamedTuple):
     latents: Tensor
     """Aligned latents (B, C, h, w), UNet-scaled."""
     confidence: Tensor
-    """(B, 1, h, w) in [0, 1]: 1 where the features sit on a codebook entry, towards 0 far from all of them."""
+    """(B, 1, h, w) in [0, 1], how far each cell may be believed: 1 = no error expected, 0 = no better than the mean face."""
 
 
 class Detector(Protocol):

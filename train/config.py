@@ -246,6 +246,21 @@ class ThumbnailStage(Stage):
 
 
 @dataclass(frozen=True)
+class ConfidenceStage(Stage):
+    """The adapter's confidence map (lafr_core.latent.networks.confidence), on stored pairs."""
+
+    width: int = 16
+    """Channels at half the latents' size."""
+    deep: int = 24
+    """Channels at a quarter and an eighth of it."""
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        for key in ("width", "deep"):
+            _require(getattr(self, key) >= 1, f"{name}.{key}", "1 or more", getattr(self, key))
+
+
+@dataclass(frozen=True)
 class FamiliesStage(Stage):
     """The adapter for another latent family, grafted from a donor, on stored pairs with the starter's latents beside."""
 
@@ -421,6 +436,11 @@ class EmbedderStage(Stage):
 
 
 @dataclass(frozen=True)
+class PresenceStage(Stage):
+    """Whether a crop shows a face at all (lafr_core.faces.trust), on portraits and what is none."""
+
+
+@dataclass(frozen=True)
 class Loss:
     """Weight of each term; 0 switches a term off. Terms that need weights are refused at the start when those are missing."""
 
@@ -505,6 +525,7 @@ class Config:
     thumbnail: ThumbnailStage = field(default_factory=ThumbnailStage)
     codebook: CodebookStage = field(default_factory=CodebookStage)
     adapter: AdapterStage = field(default_factory=AdapterStage)
+    confidence: ConfidenceStage = field(default_factory=ConfidenceStage)
     prior: PriorStage = field(default_factory=PriorStage)
     critic: CriticStage = field(default_factory=CriticStage)
     decoder: DecoderStage = field(default_factory=DecoderStage)
@@ -514,6 +535,7 @@ class Config:
     closeup: CloseUpStage = field(default_factory=CloseUpStage)
     landmarks: LandmarkStage = field(default_factory=LandmarkStage)
     embedder: EmbedderStage = field(default_factory=EmbedderStage)
+    presence: PresenceStage = field(default_factory=PresenceStage)
     loss: Loss = field(default_factory=Loss)
     log: Log = field(default_factory=Log)
 
@@ -530,8 +552,8 @@ class Config:
 
 
 STAGES = (
-    *("pairs", "vae", "thumbnail", "codebook", "adapter", "prior", "critic", "decoder", "diffusion", "families"),
-    *("detector", "closeup", "landmarks", "embedder"),
+    *("pairs", "vae", "thumbnail", "codebook", "adapter", "confidence", "prior", "critic", "decoder", "diffusion"),
+    *("families", "detector", "closeup", "landmarks", "embedder", "presence"),
 )
 """The sections that describe one stage each."""
 

@@ -1,14 +1,17 @@
 """How like the real person is a restored face? An estimate from what the input can support, and its verdict in words.
 
-What is measured (:func:`quality`, :func:`presence`) needs no original. How it is weighed are two plain polynomials fitted by
-``python -m train trust`` on faces whose original is known, kept as a LAFR file of kind ``trust``. The fit belongs to the
-starter's embedder, adapter and prior; what other priors draw is judged by the same rule.
+What is measured (:func:`quality`) needs no original. How it is weighed is a plain polynomial fitted by ``python -m train
+trust`` on faces whose original is known, kept as a LAFR file of kind ``trust``. That fit belongs to the starter's embedder,
+adapter and prior; what other priors draw is judged by the same rule. Whether there is a face at all says a small network on the
+input (``python -m train presence``), which no prior touches.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +20,24 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..store import assets, checkpoint
 from ..types import Embedder, Face
+from .networks.presence import PresenceNet, coarse
 
+Network = TypeVar("Network", bound=nn.Module)
 VERDICTS = ("supported", "partly guessed", "a guess")
 SUPPORTED = 0.75
 """Trust from which a face is called supported: on ``faces/val`` dlib takes every such face for the same person."""
 GUESSED = 0.5
 """Trust below which a face is called a guess: where two strangers may score as much."""
 
-SURE = 0.8
-"""Chance of a face from which nothing is taken off the estimate: faces are rarely sure to the last tenth."""
+EVEN, SURE = 0.5, 0.8
+"""Chances of a face: up to the first an estimate is 0, from the second nothing is taken off it."""
 OCTAVES = 5
 """Bands of the picture that are measured: details of 2, 4, ... pixels of a 512 crop."""
-TEMPLATE = 16
-"""Side of the mean face in cells."""
 QUALITY = (
     *(f"band {2 * 2**k} px" for k in range(OCTAVES)), *(f"drawn at {2 * 2**k} px" for k in range(OCTAVES)),
     "noise", "contrast", "change", "moved pixels",
 )  # fmt: skip
 """What tells how much of the face the input shows and the restoration drew: the columns of :func:`quality`."""
-PRESENCE = (
-    "face-like", "steady", "mirrored", "contrast", *(f"band {2 * 2**k} px" for k in range(2, OCTAVES)),
-)  # fmt: skip
-"""What tells a face from a hand, a wall or mush: the columns of :func:`presence`."""
 
 
 def verdict(trust: float) -> str:
@@ -83,54 +82,34 @@ def quality(before: Tensor, after: Tensor, embedder: Embedder) -> Tensor:
         *bands_in.log().unbind(1),
         *(bands_out / bands_in).log().unbind(1),
         _noise(luma_in).log(),
-        _contrast(luma_in),
+        contrast(luma_in).log(),
         change,
         (luma_out - luma_in).square().mean((1, 2, 3)).sqrt().clamp_min(1e-4).log(),
     )
 
 
-def presence(before: Tensor, embedder: Embedder, template: Tensor) -> Tensor:
-    """(B, len(PRESENCE)) float32 on the CPU for input crops (B, 3, 512, 512) in [0, 1].
-
-    template: the mean face (TEMPLATE, TEMPLATE). A face changes under the embedder's eyes when it is moved or mirrored; a wall
-    does not.
+def sure(before: Tensor) -> Tensor:
+    """(B,) on the CPU: the chance that each input crop (B, 3, 512, 512) in [0, 1] shows a face at the template; 1 without the
+    bundled file.
     """
-    picture = luma(before)
+    net = _bundled("presence", PresenceNet)
+    if net is None:
+        return torch.ones(before.shape[0])
     with torch.no_grad():
-        seen = embedder(before)
-        steady = (seen * embedder(_moved(before))).sum(1)
-        mirrored = (seen * embedder(before.flip(-1))).sum(1)
-    return _table(
-        _correlation(cells(picture), template.to(picture)),
-        steady,
-        mirrored,
-        _contrast(picture),
-        *bands(picture).log().unbind(1)[2:],
-    )
+        return torch.sigmoid(net(coarse(luma(before)).cpu()))
 
 
-class TrustNet(nn.Module):
-    """The cosine that a face of this quality has, less where it is doubtful that there is a face."""
-
-    def __init__(self, cells: int = TEMPLATE, quality: int = len(QUALITY), presence: int = len(PRESENCE)) -> None:
-        super().__init__()
-        self.config = {"cells": cells, "quality": quality, "presence": presence}
-        self.register_buffer("template", torch.zeros(cells, cells))
-        self.quality, self.presence = Polynomial(quality), Polynomial(presence)
-
-    template: Tensor
-
-    def forward(self, quality: Tensor, presence: Tensor) -> Tensor:
-        """(B, Q) and (B, P) -> (B,) in [-1, 1]."""
-        sure = (torch.sigmoid(self.presence(presence)) / SURE).clamp(max=1.0)
-        return sure * self.quality(quality).clamp(-1, 1)
+def combined(quality: Tensor, sure: Tensor) -> Tensor:
+    """Estimated cosines (B,) in [-1, 1]: what the quality supports, less where it is doubtful that there is a face."""
+    return quality.clamp(-1.0, 1.0) * ((sure - EVEN) / (SURE - EVEN)).clamp(0.0, 1.0)
 
 
 class Polynomial(nn.Module):
     """Features (B, F) -> (B,): every term up to the second degree of the standardised features, weighed."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int = len(QUALITY)) -> None:
         super().__init__()
+        self.config = {"features": features}
         self.register_buffer("centre", torch.zeros(features))
         self.register_buffer("spread", torch.ones(features))
         self.register_buffer("weights", torch.zeros(1 + features + features * (features + 1) // 2))
@@ -156,19 +135,18 @@ def estimate(before: Tensor, after: Tensor, embedder: Embedder) -> list[float] |
     """Estimated cosine of each restored face and the real person, in [-1, 1]; None for an embedder that was not fitted with,
     or without the bundled fit. B may be 0.
     """
-    fit = _bundled()
+    fit = _bundled("trust", Polynomial)
     if fit is None or embedder.name != "starter":
         return None
     if before.shape[0] == 0:
         return []
-    values = fit(quality(before, after, embedder), presence(before, embedder, fit.template))
-    return [float(value) for value in values]
+    return [float(value) for value in combined(fit(quality(before, after, embedder)), sure(before))]
 
 
 @functools.cache
-def _bundled() -> TrustNet | None:
-    path = assets.bundled("trust")
-    return checkpoint.open_network(path, "trust", TrustNet) if path.is_file() else None
+def _bundled(kind: str, build: Callable[..., Network]) -> Network | None:
+    path = assets.bundled(kind)
+    return checkpoint.open_network(path, kind, build) if path.is_file() else None
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -191,10 +169,10 @@ def bands(picture: Tensor) -> Tensor:
     """Luma (B, 1, H, W) -> (B, OCTAVES): RMS of each octave of the face, finest first (the Laplacian pyramid of Burt, 1983)."""
     levels = []
     for _ in range(OCTAVES):
-        coarse = F.interpolate(picture, scale_factor=0.5, mode="bilinear", antialias=True)
-        back = F.interpolate(coarse, size=picture.shape[-2:], mode="bilinear", align_corners=False)
+        half = F.interpolate(picture, scale_factor=0.5, mode="bilinear", antialias=True)
+        back = F.interpolate(half, size=picture.shape[-2:], mode="bilinear", align_corners=False)
         levels.append(_face(picture - back).square().mean((1, 2, 3)).sqrt())
-        picture = coarse
+        picture = half
     return torch.stack(levels, dim=1).clamp_min(1e-5)
 
 
@@ -204,28 +182,11 @@ def _noise(picture: Tensor) -> Tensor:
     return _face(F.conv2d(picture, kernel[None, None])).abs().flatten(1).median(dim=1).values.clamp_min(1e-5) / 0.6745
 
 
-def cells(picture: Tensor) -> Tensor:
-    """(B, TEMPLATE, TEMPLATE): the face's coarse shape."""
-    return F.interpolate(_face(picture), size=(TEMPLATE, TEMPLATE), mode="bilinear", antialias=True)[:, 0]
-
-
-def _contrast(picture: Tensor) -> Tensor:
-    """(B,): log of the coarse shape's standard deviation."""
-    return cells(picture).std((1, 2)).clamp_min(1e-4).log()
+def contrast(picture: Tensor) -> Tensor:
+    """Luma (B, 1, H, W) -> (B,): the standard deviation of the face's coarse shape, 16 x 16 cells."""
+    cells = F.interpolate(_face(picture), size=(16, 16), mode="bilinear", antialias=True)
+    return cells.std((1, 2, 3)).clamp_min(1e-4)
 
 
 def _table(*columns: Tensor) -> Tensor:
     return torch.stack([column.float().cpu() for column in columns], dim=1)
-
-
-def _correlation(shapes: Tensor, mean: Tensor) -> Tensor:
-    a, b = shapes.flatten(1), mean.flatten()[None]
-    a, b = a - a.mean(1, keepdim=True), b - b.mean()
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm()).clamp_min(1e-6)
-
-
-def _moved(crops: Tensor) -> Tensor:
-    """The crops a little larger and off the middle, as another landmark guess would cut them."""
-    side = crops.shape[-1]
-    near, far = side // 64, side // 28
-    return F.interpolate(crops[..., near : side - far, far : side - near], size=(side, side), mode="bilinear", antialias=True)

@@ -12,15 +12,20 @@ from ..errors import InputError
 from ..store import checkpoint
 from ..store.assets import bundled
 from ..types import Alignment, LatentSpec
-from .networks.adapter import AdapterNet
+from .networks.adapter import AdapterNet, AdapterOutput
+from .networks.confidence import ConfidenceNet
 from .spec import family
 
 
 class Adapter:
-    """The adapter network behind :class:`~lafr_core.types.Aligner`. Runs in float32 on the network's device."""
+    """The adapter network behind :class:`~lafr_core.types.Aligner`. Runs in float32 on the network's device.
 
-    def __init__(self, network: AdapterNet, spec: LatentSpec) -> None:
-        self.network, self.spec = network, spec
+    ``judge`` says how far the aligned latents may be believed. Without one, for families that none was trained for, the
+    confidence tells how near the features lie to the codes, which says little: docs/identity.md has the figures.
+    """
+
+    def __init__(self, network: AdapterNet, spec: LatentSpec, judge: ConfidenceNet | None = None) -> None:
+        self.network, self.spec, self.judge = network, spec, judge
 
     def __call__(self, latents: Tensor, fidelity: float) -> Alignment:
         """Latents (B, C, h, w) UNet-scaled, h and w multiples of 4; fidelity in [0, 1], 1 = stay closest to the input.
@@ -33,16 +38,24 @@ class Adapter:
         if not 0.0 <= fidelity <= 1.0:
             raise InputError(f"fidelity: expected 0 to 1, got {fidelity}")
         output = self.network(latents.float(), latents.new_full((latents.shape[0], 1, 1, 1), fidelity, dtype=torch.float32))
-        confidence = self.network.codebook.confidence(output.match.distance)
-        confidence = F.interpolate(confidence, size=latents.shape[-2:], mode="bilinear", align_corners=False)
-        return Alignment(output.latents.to(latents.dtype), confidence)
+        return Alignment(output.latents.to(latents.dtype), self._confidence(latents.float(), output))
+
+    def _confidence(self, latents: Tensor, output: AdapterOutput) -> Tensor:
+        if self.judge is not None:
+            return self.judge.confidence(latents, output.latents)
+        near = self.network.codebook.confidence(output.match.distance)
+        return F.interpolate(near, size=latents.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def open_adapter(path: Path | None = None, device: torch.device | str = "cpu", *, latents: str = "sd") -> Adapter:
     """The adapter file at ``path``, frozen, float32, on ``device``; None = the bundled one for the ``latents`` of that family.
 
-    Raises InputError for an unknown family, CheckpointError.
+    Its family's bundled confidence file, where there is one, judges what it makes. Raises InputError for an unknown family,
+    CheckpointError.
     """
     path = bundled("adapter", family(latents).name) if path is None else Path(path)
     network = checkpoint.open_network(path, "adapter", AdapterNet)
-    return Adapter(network.to(device), family(str(network.config["family"])))
+    spec = family(str(network.config["family"]))
+    known = bundled("confidence", spec.name)
+    judge = checkpoint.open_network(known, "confidence", ConfidenceNet).to(device) if known.is_file() else None
+    return Adapter(network.to(device), spec, judge)

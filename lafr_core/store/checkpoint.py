@@ -1,8 +1,7 @@
 """Our weight files: safetensors whose metadata says what they are.
 
-Metadata keys: ``lafr_kind`` (detector, vae, adapter, prior, embedder, trust), ``lafr_version`` (format), ``lafr_config``
-(JSON of the network's constructor arguments); anything else is free text for people (licence, training data, ...).
-The file name means nothing.
+Metadata keys: ``lafr_kind`` (one of :data:`KINDS`), ``lafr_version`` (format), ``lafr_config`` (JSON of the network's
+constructor arguments); anything else is free text for people (licence, training data, ...). The file name means nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 
 FORMAT_VERSION = 1
-KINDS = ("detector", "vae", "adapter", "prior", "embedder", "trust")
+KINDS = ("detector", "vae", "adapter", "prior", "embedder", "trust", "confidence", "presence")
 Network = TypeVar("Network", bound=nn.Module)
 
 

@@ -68,7 +68,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 
 
 def test_unknown_kinds_are_not_written(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected one of detector, vae, adapter, prior, embedder, trust, got 'net'"):
+    with pytest.raises(CheckpointError, match=r"expected one of detector, vae, adapter, .*, got 'net'"):
         saved(tmp_path / "net.safetensors", kind="net")
     assert not list(tmp_path.iterdir())
 

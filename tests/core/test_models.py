@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from lafr_core.errors import CheckpointError, InputError
 from lafr_core.latent import vae
-from lafr_core.latent.adapter import open_adapter
+from lafr_core.latent.adapter import Adapter, open_adapter
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.networks.vae import StarterVaeNet
@@ -52,6 +53,17 @@ def test_starter_files_round_trip_and_work(files: dict[str, Path]) -> None:
     assert aligned.confidence.shape == (2, 1, 16, 16)
     assert aligned.confidence.min() >= 0 and aligned.confidence.max() <= 1
     assert image.shape == pixels.shape and image.min() >= 0 and image.max() <= 1
+
+
+def test_a_family_without_a_judge_says_how_near_the_codes_are(files: dict[str, Path]) -> None:
+    judged = open_adapter(files["adapter"])
+    z = torch.randn(1, 4, 16, 16)
+    bare = Adapter(judged.network, judged.spec)(z, 0.5)
+    output = judged.network(z, torch.full((1, 1, 1, 1), 0.5))
+    near = judged.network.codebook.confidence(output.match.distance)
+    assert torch.equal(bare.confidence, F.interpolate(near, size=(16, 16), mode="bilinear"))
+    assert judged.judge is not None and torch.equal(judged(z, 0.5).confidence, judged.judge.confidence(z, output.latents))
+    assert torch.equal(bare.latents, judged(z, 0.5).latents)
 
 
 def test_fidelity_changes_the_result_and_is_bounded(files: dict[str, Path]) -> None:

@@ -9,6 +9,7 @@ from lafr_core.errors import InputError
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.blocks import Attention, Residual
 from lafr_core.latent.networks.codebook import Codebook
+from lafr_core.latent.networks.confidence import ConfidenceNet
 from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.networks.vae import StarterVaeNet
 
@@ -44,6 +45,21 @@ def test_confidence_is_one_on_an_entry_and_falls_with_distance() -> None:
     book.spread.fill_(2.0)
     confidence = book.confidence(torch.tensor([0.0, 2.0, 6.0]))
     torch.testing.assert_close(confidence, torch.tensor([1.0, 0.5, 0.25]))
+
+
+def test_the_confidence_map_is_what_is_not_expected_to_be_wrong() -> None:
+    """No error is 1, the mean face's error 0, what is worse stays at 0; other sizes than the trained one work."""
+    net = ConfidenceNet(width=8, deep=8, grid=16).eval()
+    net.spread.fill_(0.5)
+    torch.nn.init.zeros_(net.out.weight)
+    z = torch.randn(2, 4, 16, 16)
+    for error, wanted in ((0.1, 0.8), (0.5, 0.0), (2.0, 0.0)):
+        torch.nn.init.constant_(net.out.bias, float(torch.tensor(error).log()))
+        torch.testing.assert_close(net(z, z), torch.full((2, 1, 16, 16), error))
+        torch.testing.assert_close(net.confidence(z, z), torch.full((2, 1, 16, 16), wanted), atol=1e-5, rtol=0)
+    assert net(z[..., :12, :], z[..., :12, :]).shape == (2, 1, 12, 16)
+    torch.nn.init.normal_(net.out.weight)
+    assert not torch.allclose(net(z, z), net(z, z + 1)) and not torch.allclose(net(z, z), net(z + 1, z))
 
 
 def test_codebook_refuses_more_neighbours_than_entries() -> None:

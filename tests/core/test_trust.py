@@ -14,6 +14,7 @@ from lafr_core.errors import InputError
 from lafr_core.faces import trust
 from lafr_core.faces.crop import crop_faces, place
 from lafr_core.faces.detect import detect_faces
+from lafr_core.faces.networks import presence
 from lafr_core.faces.people import shrunk
 from lafr_core.images import photos
 from lafr_core.pipeline import restore_crops
@@ -32,16 +33,10 @@ class Shades:
         return F.normalize(torch.cat([crops[..., :half].mean((2, 3)), crops[..., half:].mean((2, 3))], dim=1), dim=1)
 
 
-def measured(before: Tensor, after: Tensor, template: Tensor | None = None) -> dict[str, list[float]]:
-    template = template if template is not None else torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
-    columns: dict[str, list[float]] = {}
-    for names, table in (
-        (trust.PRESENCE, trust.presence(before, Shades(), template)),
-        (trust.QUALITY, trust.quality(before, after, Shades())),
-    ):
-        assert table.shape == (len(before), len(names)) and bool(table.isfinite().all())
-        columns |= dict(zip(names, table.T.tolist(), strict=True))
-    return columns
+def measured(before: Tensor, after: Tensor) -> dict[str, list[float]]:
+    table = trust.quality(before, after, Shades())
+    assert table.shape == (len(before), len(trust.QUALITY)) and bool(table.isfinite().all())
+    return dict(zip(trust.QUALITY, table.T.tolist(), strict=True))
 
 
 def picture(seed: int = 0) -> Tensor:
@@ -97,20 +92,13 @@ def test_noise_is_measured_in_units_of_its_standard_deviation() -> None:
     assert measured(gray, gray)["noise"] == pytest.approx([torch.tensor(0.02).log().item()], abs=0.05)
 
 
-def test_the_mean_face_is_face_like_and_its_negative_is_not() -> None:
-    template = torch.rand(16, 16, generator=torch.Generator().manual_seed(5))
-    shown = torch.full((1, 3, 512, 512), 0.5)
-    shown[..., 96:416, 96:416] = F.interpolate(template[None, None], size=(320, 320), mode="nearest")
-    row = measured(torch.cat([shown, 1 - shown]), torch.cat([shown, shown]), template)
-    assert row["face-like"] == pytest.approx([1.0, -1.0], abs=0.06)
-
-
-def test_a_wall_stays_what_it_is_when_moved_and_mirrored() -> None:
-    lopsided, wall = torch.full((1, 3, 512, 512), 0.1), torch.full((1, 3, 512, 512), 0.5)
-    lopsided[:, 0, :, :256] = 0.9
-    row = measured(torch.cat([lopsided, wall]), torch.cat([wall, wall]))
-    assert row["mirrored"][0] < 0.7 and row["mirrored"][1] == pytest.approx(1.0, abs=1e-5)
-    assert row["steady"][0] < 1 - 5e-6 and row["steady"][1] == pytest.approx(1.0, abs=1e-5)
+def test_contrast_is_that_of_the_face_and_not_of_what_surrounds_it() -> None:
+    halves = torch.full((1, 1, 512, 512), 0.3)
+    halves[..., 256:] = 0.5
+    assert trust.contrast(halves).item() == pytest.approx(0.1, abs=0.005)
+    rim = torch.full((1, 1, 512, 512), 0.5)
+    rim[..., :90, :] = 1.0
+    assert trust.contrast(rim).item() == pytest.approx(1e-4)
 
 
 def test_the_polynomial_is_what_it_says() -> None:
@@ -125,25 +113,38 @@ def test_the_polynomial_is_what_it_says() -> None:
 
 
 def test_doubt_that_there_is_a_face_takes_trust_away() -> None:
-    net = trust.TrustNet(quality=1, presence=1)
-    net.quality.weights[0], net.presence.weights[1] = 0.9, 1.0
-    chances = torch.tensor([[2.0], [0.0], [-3.0]])
-    values = net(torch.zeros(3, 1), chances).tolist()
-    assert values == pytest.approx([0.9, 0.9 * 0.5 / trust.SURE, 0.9 * torch.sigmoid(torch.tensor(-3.0)).item() / trust.SURE])
-    net.quality.weights[0] = 7.0
-    assert net(torch.zeros(1, 1), chances[:1]).item() == 1.0
+    quality, chance = torch.tensor([0.9, 0.9, 0.9, 0.9, 7.0, -7.0]), torch.tensor([1.0, 0.8, 0.65, 0.4, 1.0, 0.65])
+    assert trust.combined(quality, chance).tolist() == pytest.approx([0.9, 0.9, 0.45, 0.0, 1.0, -0.5])
+
+
+def test_the_coarse_picture_forgets_exposure_and_keeps_a_wall_flat() -> None:
+    z = torch.rand(1, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(presence.normalised(0.3 + 0.2 * z), presence.normalised(z), atol=1e-4)
+    assert presence.normalised(z).mean().abs() < 1e-5 and presence.normalised(z).square().mean() == pytest.approx(1.0)
+    wall = 0.5 + 0.001 * z
+    assert presence.normalised(wall).abs().max() <= 0.0011 / presence.FLAT
+    assert presence.coarse(torch.ones(2, 1, 512, 512)).shape == (2, 1, presence.SIDE, presence.SIDE)
 
 
 def test_an_embedder_that_was_not_fitted_with_gets_no_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(tmp_path / "trust.safetensors", "trust", trust.TrustNet(), trust.TrustNet().config)
+    fit, sees = trust.Polynomial(), presence.PresenceNet()
+    fit.weights[0] = 0.9
+    torch.nn.init.zeros_(sees.out.weight)
+    torch.nn.init.constant_(sees.out.bias, 0.6)
+    checkpoint.save(tmp_path / "trust.safetensors", "trust", fit, fit.config)
+    checkpoint.save(tmp_path / "presence.safetensors", "presence", sees, sees.config)
     monkeypatch.setattr(trust.assets, "bundled", lambda kind: tmp_path / f"{kind}.safetensors")
     trust._bundled.cache_clear()
     try:
         foreign = Shades()
         foreign.name = "foreign"
         assert trust.estimate(picture(), picture(), foreign) is None
-        assert trust.estimate(picture(), picture(), Shades()) == [0.0]
+        chance = torch.sigmoid(torch.tensor(0.6)).item()
+        assert trust.estimate(picture(), picture(), Shades()) == pytest.approx([0.9 * (chance - 0.5) / 0.3], abs=2e-3)
         assert trust.estimate(picture()[:0], picture()[:0], Shades()) == []
+        (tmp_path / "presence.safetensors").unlink()
+        trust._bundled.cache_clear()
+        assert trust.estimate(picture(), picture(), Shades()) == pytest.approx([0.9], abs=1e-3)
         (tmp_path / "trust.safetensors").unlink()
         trust._bundled.cache_clear()
         assert trust.estimate(picture(), picture(), Shades()) is None
@@ -180,5 +181,6 @@ def test_what_is_no_face_is_a_guess(portrait: tuple[Tensor, Models]) -> None:
     crop, models = portrait
     cheek = F.interpolate(crop[..., 330:370, 170:210], size=(512, 512), mode="bicubic").clamp(0, 1)
     noise = shrunk(picture(4), 30.0)
-    for nothing in (cheek, noise, torch.full_like(crop, 0.4)):
+    upside_down, beside = crop.flip(-2), crop.roll(230, dims=-1)
+    for nothing in (cheek, noise, torch.full_like(crop, 0.4), upside_down, beside):
         assert trust.verdict(trusted(nothing, models)) == "a guess"

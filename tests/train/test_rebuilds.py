@@ -24,8 +24,10 @@ from lafr_core.store.assets import bundled
 from train import config
 from train.engine import parts
 from train.tasks.closeup import CloseUpTask
+from train.tasks.confidence import ConfidenceTask
 from train.tasks.detector import FinderTask
 from train.tasks.embedder import EmbedderTask
+from train.tasks.presence import PresenceTask
 from train.tasks.vae import VaeTask
 
 CONFIGS = Path(config.__file__).parent / "configs"
@@ -70,6 +72,11 @@ def test_priors() -> None:
 def test_autoencoder_and_embedder() -> None:
     same("vae", "vae", cast(Any, VaeTask(conf("starter_vae")).model).network)
     same("embedder", "embedder", fold_embedder(cast(StarterEmbedderNet, EmbedderTask(conf("starter_embedder")).model)))
+
+
+def test_confidence_and_presence() -> None:
+    same("confidence", "confidence", cast(nn.Module, ConfidenceTask(conf("starter_confidence"), 4, None, 1.0).model))
+    same("presence", "presence", PresenceTask(conf("starter_presence")).model)
 
 
 def test_detector() -> None:

@@ -17,18 +17,20 @@ from train_tiny import settings
 
 from lafr_core.errors import InputError, LafrError
 from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.latent.networks.confidence import ConfidenceNet
 from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.networks.vae import StarterVaeNet
 from lafr_core.store import assets, checkpoint
 from train import config
 from train.data import pairs, windows
 from train.data.faces import Picture, find_pictures
+from train.data.pairs import StoredPairs
 from train.engine import checkpoints, parts, run
 from train.judges import shown
 from train.judges.losses import Critics
-from train.tasks import adapter, codebook, critic, decoder, diffusion, families, prior, thumbnail, vae
+from train.tasks import adapter, codebook, confidence, critic, decoder, diffusion, families, prior, thumbnail, vae
 
-STAGES = ("vae", "thumbnail", "codebook", "adapter", "prior", "critic", "decoder", "diffusion", "families")
+STAGES = ("vae", "thumbnail", "codebook", "adapter", "confidence", "prior", "critic", "decoder", "diffusion", "families")
 
 
 def stored(folder: Path, out: str = "run", **overrides: object) -> config.Config:
@@ -36,7 +38,7 @@ def stored(folder: Path, out: str = "run", **overrides: object) -> config.Config
     values = {
         "data.pairs": folder / "pairs", "data.severity": "mix", "pairs.shard": 3, "pairs.versions": 2, "pairs.precision": "no",
         **{f"{stage}.steps": 4 for stage in STAGES},
-        **{f"{stage}.batch": 2 for stage in ("vae", "thumbnail", "critic", "decoder", "diffusion", "families")},
+        **{f"{stage}.batch": 2 for stage in ("vae", "thumbnail", "confidence", "critic", "decoder", "diffusion", "families")},
         "codebook.kmeans_at": [0, 2], "log.save_every": 2, "log.every": 1, **overrides,
     }  # fmt: skip
     return settings(folder, out, **values)
@@ -187,6 +189,7 @@ def tasks(folder: Path) -> dict[str, tuple[Callable[[config.Config], Path], dict
         "thumbnail": (thumbnail.run, {}),
         "codebook": (lambda c: run.run(codebook.CodebookTask, c), {}),
         "adapter": (lambda c: run.run(adapter.AdapterTask, c), {**view, "models.init": folder / "adapter.safetensors"}),
+        "confidence": (confidence.run, {**given, "confidence.width": 8, "confidence.deep": 8}),
         "prior": (lambda c: run.run(prior.PriorTask, c), {**around, **given, "loss.sharpness": 0.3}),
         "critic": (critic.run, {**around, **given, "critic.features": "random", "critic.identity": 0.0, "critic.beta1": 0.5}),
         "decoder": (decoder.run, {**around, "decoder.features": "random", "decoder.beta1": 0.5}),
@@ -216,14 +219,12 @@ def test_every_stage_learns_from_stored_pairs_and_resumes_to_the_same_bits(made:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
 
 
-LEFT = (("vae", "vae", StarterVaeNet), ("critic", "prior", PriorNet), ("families", "adapter", AdapterNet))
-
-
 def test_files_that_stages_leave_open_again(made: Path, tmp_path: Path) -> None:
     for stage, kind, network in (
         ("vae", "vae", StarterVaeNet),
         ("critic", "prior", PriorNet),
         ("families", "adapter", AdapterNet),
+        ("confidence", "confidence", ConfidenceNet),
     ):
         start, needs = tasks(made)[stage]
         path = start(stored(made, **{**needs, "log.out": tmp_path / stage, f"{stage}.steps": 1}))
@@ -287,6 +288,28 @@ def plain_pairs(made: Path, folder: Path) -> Path:
     for file in (made / "pairs").glob("*.safetensors"):
         save_file({k: v for k, v in load_file(str(file)).items() if not k.startswith("y_")}, str(folder / file.name))
     return folder
+
+
+def test_confidence_learns_the_error_of_every_cell(made: Path, tmp_path: Path) -> None:
+    """On the scale that it will be read at, and where no aligned latents were stored, of what the adapter makes of them."""
+    _, needs = tasks(made)["confidence"]
+    conf = stored(
+        made, **{**needs, "log.out": tmp_path / "run", "confidence.steps": 100, "confidence.ema": 0.9, "confidence.lr": 0.01}
+    )
+    opened = checkpoint.open_network(confidence.run(conf), "confidence", ConfidenceNet)
+    samples = StoredPairs(conf.data, conf.seed, pixels=False)
+    sharp = torch.stack([samples.first.read(row, "z_hq").float() for row in range(len(samples))])
+    assert float(opened.spread) == pytest.approx(float((sharp - sharp.mean(0)).abs().mean()), rel=1e-3)
+    rows = [samples[position] for position in range(8)]
+    lq, al, hq = (torch.stack([row[name] for row in rows]) for name in ("z_lq", "z_al", "z_hq"))
+    said, true = opened(lq, al), (al - hq).abs().mean(1, keepdim=True)
+    assert said.shape == true.shape and float(said.mean() / true.mean()) == pytest.approx(1.0, abs=0.25)
+    network = checkpoint.open_network(made / "adapter.safetensors", "adapter", AdapterNet)
+    batch = {"z_lq": lq, "fidelity": torch.full((8,), 0.5)}
+    assert torch.equal(parts.aligned_latents({**batch, "z_al": al}, network), al)
+    assert torch.equal(parts.aligned_latents(batch, None), lq)
+    expected = network(lq, torch.full((8, 1, 1, 1), 0.5)).latents
+    assert torch.allclose(parts.aligned_latents(batch, network), expected, atol=1e-5)
 
 
 def test_a_finished_adapter_is_fine_tuned_and_carries_its_own_architecture(made: Path, tmp_path: Path) -> None:

@@ -46,3 +46,40 @@ def draw_face(number: int, size: int) -> NDArray[np.float32]:
     small = image.resize((size, size), Image.Resampling.BOX)
     grain = generator.normal(0.0, 4.0, (size, size, 1))
     return np.clip((np.asarray(small, dtype=np.float32) + grain.astype(np.float32)) / 255, 0.0, 1.0).astype(np.float32)
+
+
+def draw_hand(number: int, size: int) -> NDArray[np.float32]:
+    """Hand ``number``, (size, size, 3) float32 RGB in [0, 1]: palm, fingers and wrist in skin tones, turned at random."""
+    generator = np.random.default_rng([8, number])
+    k = 2 * size
+    back = tuple(int(v) for v in generator.integers(10, 240, 3))
+    image = Image.new("RGB", (k, k), back)
+    pen = ImageDraw.Draw(image)
+    skin = int(generator.integers(90, 240))
+    tone = (skin, int(skin * generator.uniform(0.68, 0.85)), int(skin * generator.uniform(0.5, 0.75)))
+    shade = tuple(int(v * generator.uniform(0.6, 0.9)) for v in tone)
+    middle = np.asarray([0.5, 0.62]) * k
+    palm = generator.uniform(0.13, 0.2) * k
+    pen.line([tuple(middle), (middle[0], 1.2 * k)], fill=tone, width=round(1.4 * palm))
+    pen.ellipse([*(middle - palm), *(middle + palm * 1.1)], fill=tone, outline=shade)
+    spread = generator.uniform(8, 22)
+    bent = generator.random(5) < generator.choice([0.0, 0.3, 1.0])  # open, partly closed, a fist
+    for finger in range(5):
+        angle = np.radians((finger - 2) * spread + (40 if finger == 4 else 0) + generator.uniform(-4, 4))
+        way = np.asarray([np.sin(angle), -np.cos(angle)])
+        root = middle + way * palm * 0.8
+        length = palm * (0.5 if bent[finger] else generator.uniform(1.3, 2.1)) * (0.7 if finger in (0, 4) else 1.0)
+        width = palm * generator.uniform(0.32, 0.44)
+        tip = root + way * length
+        pen.line([tuple(root), tuple(tip)], fill=shade, width=round(width * 1.12))
+        pen.line([tuple(root), tuple(tip)], fill=tone, width=round(width))
+        pen.ellipse([*(tip - width / 2), *(tip + width / 2)], fill=tone, outline=shade)
+        for joint in (0.4, 0.75):
+            at = root + way * length * joint
+            pen.ellipse([*(at - width * 0.2), *(at + width * 0.2)], fill=shade)
+    turned = image.rotate(float(generator.uniform(-180, 180)), Image.Resampling.BILINEAR, fillcolor=back)
+    small = np.asarray(turned.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
+    axis = np.linspace(-1, 1, size, dtype=np.float32)
+    light = 1 + generator.uniform(-0.35, 0.35) * axis[:, None] + generator.uniform(-0.35, 0.35) * axis[None, :]
+    grain = generator.normal(0.0, 4.0, (size, size, 1)).astype(np.float32)
+    return np.clip((small * light[..., None] + grain) / 255, 0.0, 1.0).astype(np.float32)

@@ -211,6 +211,15 @@ def adapter_for_prior(config: Config) -> AdapterNet | None:
     return None if where == "none" else adapter_from(where or config.log.out)
 
 
+@torch.no_grad()
+def aligned_latents(batch: Mapping[str, Tensor], adapter: AdapterNet | None) -> Tensor:
+    """Aligned latents of whole faces: stored ones, or the adapter's; without an adapter the input's."""
+    if "z_al" in batch:
+        return batch["z_al"]
+    fidelity = batch["fidelity"].view(-1, 1, 1, 1).to(batch["z_lq"])
+    return batch["z_lq"] if adapter is None else adapter(batch["z_lq"], fidelity).latents.float()
+
+
 class OneStep(nn.Module):
     """A UNet with LoRA as the one-step prior that is trained: latents (B, 4, h, w) -> restored latents."""
 

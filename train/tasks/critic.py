@@ -30,7 +30,7 @@ from train.data.pairs import StoredPairs
 from train.data.windows import cut, inner
 from train.engine import checkpoints
 from train.engine.loop import train
-from train.engine.parts import adapter_for_prior, averaged, decoder_of, first_prior, vae_of
+from train.engine.parts import adapter_for_prior, aligned_latents, averaged, decoder_of, first_prior, vae_of
 from train.engine.run import Collectives, collectives, command, held_out, join_processes
 from train.judges.losses import open_identity
 from train.judges.projected import ProjectedCritic, near
@@ -72,7 +72,7 @@ class CriticTask:
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stage, data = self.stage, self.config.data
         corner = batch["corner"]
-        whole = self.aligned(batch)
+        whole = aligned_latents(batch, self.adapter)
         given, sharp = (cut(z, corner, data.window, data.around) for z in (whole, batch["z_hq"]))
         places = corner.flatten(0, 1).float()
         drawn = model(channels_last(given))
@@ -93,14 +93,6 @@ class CriticTask:
             alike = F.cosine_similarity(self.who(face).float(), self.who(person.clamp(0, 1)).float().detach(), dim=1)
             terms["identity"] = stage.identity * (1 - alike).mean()
         return terms
-
-    @torch.no_grad()
-    def aligned(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Aligned latents of whole faces: stored ones, or the adapter's."""
-        if "z_al" in batch:
-            return batch["z_al"]
-        fidelity = batch["fidelity"].view(-1, 1, 1, 1).to(batch["z_lq"])
-        return batch["z_lq"] if self.adapter is None else self.adapter(batch["z_lq"], fidelity).latents.float()
 
     def finish(self) -> Mapping[str, float | Tensor]:
         return {"critic": self.critic.judged}
@@ -124,7 +116,7 @@ class CriticTask:
     def sample(self, batch: Mapping[str, Tensor]) -> Tensor:
         z = self.vae.encode(batch["lq"])
         fidelity = batch["fidelity"].new_full((len(z),), self.config.data.fidelity)
-        return self.vae.decode(self.network(self.aligned({"z_lq": z, "fidelity": fidelity})))
+        return self.vae.decode(self.network(aligned_latents({"z_lq": z, "fidelity": fidelity}, self.adapter)))
 
 
 def run(config: Config) -> Path:

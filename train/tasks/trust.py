@@ -1,13 +1,13 @@
 """Fits how far a restored face can be trusted (``lafr_core/faces/trust.py``) on faces whose original is known.
 
     python -m train trust measure --data ../shared/data/faces --teacher ../shared/weights --out trust_train.npz
-    python -m train trust fit trust_train.npz --data ../shared/data/faces --out lafr_core/weights/trust.safetensors
+    python -m train trust fit trust_train.npz --out lafr_core/weights/trust.safetensors
 
 ``measure`` degrades each photo anew ``--draws`` times (every second one shrunk and enlarged, the others by the blind-face
 model of any strength), restores it with the starter, and notes the features and the truth: the cosine of MobileFaceNet's
 embeddings of result and original, both after the mean embedding is taken off, so that strangers score about 0. dlib's cosine
-is noted beside it for the validation photos where dlib is installed; nothing is fitted to it. ``fit`` weighs the features, and
-tells faces from boxes without a face, which are cut from the same photos.
+is noted beside it for the validation photos where dlib is installed; nothing is fitted to it. ``fit`` weighs the features.
+Whether there is a face at all is learned apart, once for all priors: ``python -m train presence``.
 """
 
 from __future__ import annotations
@@ -26,20 +26,18 @@ from torch.nn import functional as F
 
 from lafr_core.faces import trust
 from lafr_core.faces.color import match_color
-from lafr_core.faces.crop import template_crops, warp
-from lafr_core.faces.identity import open_embedder
+from lafr_core.faces.crop import template_crops
 from lafr_core.faces.networks.embedder import INPUT_SIDE
 from lafr_core.faces.people import shrunk
-from lafr_core.geometry import ARCFACE_TEMPLATE, CROP_SIZE, as_matrix, compose
+from lafr_core.geometry import ARCFACE_TEMPLATE
 from lafr_core.images.degrade import degrade
 from lafr_core.models import open_models
 from lafr_core.pipeline import restore_pixels
 from lafr_core.settings import RestoreSettings
 from lafr_core.store import checkpoint
 from lafr_core.store.outputs import Outputs
-from lafr_core.types import Embedder
 
-from ..data.photos import Portrait, aligned_crop, jitter, load_pixels, read_split
+from ..data.photos import aligned_crop, load_pixels, read_split
 from ..judges.mobilefacenet import load_mobilefacenet
 
 
@@ -49,26 +47,6 @@ def degraded(crop: Tensor, generator: np.random.Generator, draw: int) -> Tensor:
         return shrunk(crop[None], float(np.exp(generator.uniform(np.log(1.5), np.log(40.0)))))[0]
     severity = ("mild", "medium", "severe", "full")[draw // 2 % 4]
     return torch.from_numpy(degrade(crop.permute(1, 2, 0).numpy(), generator, severity)[0]).permute(2, 0, 1)
-
-
-def no_face(pixels: np.ndarray, face: np.ndarray, generator: np.random.Generator) -> Tensor:
-    """A 512 crop of the photo (H, W, 3) that a careless box would give: a cheek, a neck, clothes, background, at any size."""
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-    height, width = image.shape[-2:]
-    extent = float(np.linalg.norm(face[0] - face[1])) * 4
-    while True:
-        side = extent * float(np.exp(generator.uniform(np.log(0.08), np.log(0.8))))
-        middle = generator.uniform((0, 0), (width, height))
-        # Far from the face, or so small that it holds a piece of skin only.
-        if np.linalg.norm(middle - face.mean(0)) > (extent + side) / 2.6 or side < extent * 0.16:
-            break
-    k, angle = CROP_SIZE / side, float(generator.uniform(-0.5, 0.5))
-    a, b = k * np.cos(angle), k * np.sin(angle)
-    centre = (CROP_SIZE - 1) / 2
-    matrix = as_matrix(
-        np.asarray([[a, -b, centre - a * middle[0] + b * middle[1]], [b, a, centre - b * middle[0] - a * middle[1]]])
-    )
-    return warp(image, matrix, CROP_SIZE)
 
 
 class Teacher:
@@ -90,7 +68,7 @@ class Teacher:
 
 @torch.no_grad()
 def measure(args: argparse.Namespace) -> None:
-    """Writes --out: quality (N, Q), truth, dlib, photo and level (N,)."""
+    """Writes --out: quality (N, Q), sure, truth, dlib, photo and level (N,)."""
     settings = RestoreSettings()
     models = open_models(settings, device="cpu")
     embedder = models.embedder
@@ -101,7 +79,7 @@ def measure(args: argparse.Namespace) -> None:
     sharp = torch.stack([aligned_crop(load_pixels(p), p.matrix) for p in train[:: max(1, len(train) // 24)]])
     teacher = Teacher(args.teacher, sharp)
     judge = _dlib(args.data) if args.split == "val" else None
-    rows: dict[str, list[object]] = {name: [] for name in ("quality", "truth", "dlib", "photo", "level")}
+    rows: dict[str, list[object]] = {name: [] for name in ("quality", "sure", "truth", "dlib", "photo", "level")}
     for number, photo in list(enumerate(photos))[::every]:
         crop = aligned_crop(load_pixels(photo), photo.matrix)
         frame = judge.frame(crop[None]) if judge is not None else None
@@ -111,6 +89,7 @@ def measure(args: argparse.Namespace) -> None:
             restored = restore_pixels(low[None], models, settings.fidelity, settings.detail)
             restored = match_color(restored, low[None], settings.color)
             rows["quality"].append(trust.quality(low[None], restored, embedder)[0].numpy())
+            rows["sure"].append(float(trust.sure(low[None])))
             rows["truth"].append(float(teacher(restored)[0] @ truth))
             rows["dlib"].append(float(judge(restored, frame) @ known) if judge is not None else np.nan)
             rows["photo"].append(number)
@@ -144,63 +123,27 @@ def _dlib(data: Path) -> Any:
 
 @torch.no_grad()
 def fit(args: argparse.Namespace) -> None:
-    """Ridge regression of the truth on the terms of quality, logistic regression of face or not on those of presence;
-    the strength of both ridges is chosen by leaving photos out.
-    """
+    """Ridge regression of the truth on the terms of quality; the ridge's strength is chosen by leaving photos out."""
     stored = np.load(args.measured)
     x, y = torch.from_numpy(stored["quality"]).double(), torch.from_numpy(stored["truth"]).double()
-    embedder = open_embedder(None, "cpu")
-    assert embedder is not None, "expected the starter embedder"
-    photos = read_split(args.data, "train")
-    photos = photos[:: max(1, len(photos) // args.presence)]
-    net = trust.TrustNet()
-    net.template.copy_(average(photos))
-    seen, is_face = faces_or_not(photos, embedder, net)
+    net = trust.Polynomial()
     groups = torch.from_numpy(stored["photo"]).unique(return_inverse=True)[1]
-    errors = fit_polynomial(net.quality, x, y, groups, solve, lambda p, t: (p.clamp(-1, 1) - t).abs().mean())
-    owners = torch.arange(len(photos)).repeat_interleave(2)
-    misses = fit_polynomial(net.presence, seen.double(), is_face.double(), owners, logistic, share_wrong)
+    error = fit_polynomial(net, x, y, groups, lambda p, t: (p.clamp(-1, 1) - t).abs().mean())
     notes = {
-        "trained_on": f"{len(y)} restored crops and {len(seen)} boxes with and without a face, cut from faces/train (CC0 and "
-        "US government portraits); truth: MobileFaceNet's cosine of result and original, mean taken off",
-        "cross_validated": f"mean absolute error {errors:.4f}; face or not wrong {misses:.4f}",
+        "trained_on": f"{len(y)} restored crops of faces/train (CC0 and US government portraits); truth: MobileFaceNet's "
+        "cosine of result and original, mean taken off",
+        "cross_validated": f"mean absolute error {error:.4f}",
     }
     with args.outputs.writing(args.out) as part:
         checkpoint.save(part, "trust", net, net.config, notes)
     print(f"{notes['cross_validated']}; wrote {args.out}")
 
 
-def share_wrong(logits: Tensor, truth: Tensor) -> Tensor:
-    return ((logits > 0) != (truth > 0.5)).double().mean()
-
-
-def average(photos: Sequence[Portrait]) -> Tensor:
-    """The mean coarse shape (TEMPLATE, TEMPLATE) of the originals, each brought to mean 0 and deviation 1."""
-    crops = [aligned_crop(load_pixels(photo), photo.matrix)[None] for photo in photos]
-    shapes = [trust.cells(trust.luma(crop))[0] for crop in crops]
-    return torch.stack([(shape - shape.mean()) / shape.std() for shape in shapes]).mean(0)
-
-
-def faces_or_not(photos: Sequence[Portrait], embedder: Embedder, net: trust.TrustNet) -> tuple[Tensor, Tensor]:
-    """Features (2 N, P) and 1 or 0 (2 N,): of each photo a degraded face and a degraded box without one."""
-    rows, truth = [], []
-    for number, photo in enumerate(photos):
-        g = np.random.default_rng([20261127, number])
-        pixels = load_pixels(photo)
-        face = degraded(aligned_crop(pixels, compose(jitter(g), photo.matrix)), g, number)
-        wrong = no_face(pixels, np.asarray(photo.landmarks), g)
-        for kind, low in ((1.0, face), (0.0, shrunk(wrong[None], float(g.uniform(1, 12)))[0])):
-            rows.append(trust.presence(low[None], embedder, net.template)[0])
-            truth.append(kind)
-    return torch.stack(rows), torch.tensor(truth)
-
-
-Solve = Callable[[Tensor, Tensor, float], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def fit_polynomial(net: trust.Polynomial, x: Tensor, y: Tensor, groups: Tensor, solver: Solve, loss: Loss) -> float:
-    """Fill ``net`` with what ``solver`` finds; return the loss of the best ridge with every fifth group left out."""
+def fit_polynomial(net: trust.Polynomial, x: Tensor, y: Tensor, groups: Tensor, loss: Loss) -> float:
+    """Fill ``net`` by ridge regression; return the loss of the best ridge with every fifth group left out."""
     net.centre.copy_(x.mean(0))
     net.spread.copy_(x.std(0).clamp_min(1e-6))
     a = trust.terms((x - net.centre) / net.spread)
@@ -209,24 +152,11 @@ def fit_polynomial(net: trust.Polynomial, x: Tensor, y: Tensor, groups: Tensor, 
         left = torch.zeros_like(y)
         for fold in range(5):
             out = groups % 5 == fold
-            left[out] = a[out] @ solver(a[~out], y[~out], ridge)
+            left[out] = a[out] @ solve(a[~out], y[~out], ridge)
         losses[ridge] = float(loss(left, y))
     best = min(losses, key=losses.__getitem__)
-    net.weights.copy_(solver(a, y, best))
+    net.weights.copy_(solve(a, y, best))
     return losses[best]
-
-
-def logistic(a: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """Weights of the penalised logistic regression, by Newton's method; the constant (column 0) is not drawn to 0."""
-    penalty = ridge * torch.eye(a.shape[1], dtype=a.dtype)
-    penalty[0, 0] = 0
-    weights = torch.zeros(a.shape[1], dtype=a.dtype)
-    for _ in range(30):
-        chance = torch.sigmoid(a @ weights)
-        slope = a.T @ (y - chance) - penalty @ weights
-        curve = (a * (chance * (1 - chance))[:, None]).T @ a + penalty + 1e-9 * torch.eye(a.shape[1], dtype=a.dtype)
-        weights = weights + torch.linalg.solve(curve, slope)
-    return weights
 
 
 def solve(a: Tensor, y: Tensor, ridge: float) -> Tensor:
@@ -250,8 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one.set_defaults(run=measure)
     two = commands.add_parser("fit", help="fit the estimate to what was measured")
     two.add_argument("measured", type=Path)
-    two.add_argument("--data", type=Path, required=True, help="folder with faces.csv")
-    two.add_argument("--presence", type=int, default=100, help="photos that faces and boxes without one are cut from")
     two.add_argument("--out", type=Path, required=True)
     two.set_defaults(run=fit)
     for command in (one, two):

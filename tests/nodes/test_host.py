@@ -554,13 +554,13 @@ def test_networks_are_whole_patchers_in_the_hosts_books(host: hostenv.Host, star
 
     mm.unload_all_models()
     adapter = starter[2]
-    host.nodes.AlignLatent.execute(starter[1], adapter, 0.5, 4, crops=torch.rand(1, 64, 64, 3))
+    host.nodes.AlignLatent.execute(starter[1], adapter, 0.5, 4, 0.5, crops=torch.rand(1, 64, 64, 3))
     loaded = mm.loaded_models()
     assert adapter.patcher in loaded and starter[1].patcher in loaded
     assert adapter.patcher.partially_unload(torch.device("cpu"), 1e9) == 0
     mm.unload_all_models()
     assert adapter.patcher not in mm.loaded_models()
-    host.nodes.AlignLatent.execute(starter[1], adapter, 0.5, 4, crops=torch.rand(1, 64, 64, 3))  # and comes back
+    host.nodes.AlignLatent.execute(starter[1], adapter, 0.5, 4, 0.5, crops=torch.rand(1, 64, 64, 3))  # and comes back
 
 
 def test_clones_share_our_networks(host: hostenv.Host, starter: Any, found: Any) -> None:

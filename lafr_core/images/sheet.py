@@ -34,7 +34,8 @@ class Row:
 def sheet(titles: Sequence[str], rows: Sequence[Row], tile: int = TILE) -> Image.Image:
     """An RGB picture: titles on top; for each row its label, its pictures scaled to fit ``tile``, and their zooms at 100 %.
 
-    Pictures of other sizes than the first of their row are zoomed at the same relative place.
+    Pictures of other sizes than the first of their row are zoomed at the same relative place. A line of pictures is as high as
+    its highest.
     """
     for row in rows:
         if len(row.pictures) != len(titles):
@@ -42,21 +43,21 @@ def sheet(titles: Sequence[str], rows: Sequence[Row], tile: int = TILE) -> Image
                 f"sheet: expected {len(titles)} pictures ({', '.join(titles)}), got {len(row.pictures)} in {row.label!r}"
             )
     step = tile + _MARGIN
-    height = _HEAD + len(rows) * (_HEAD + 2 * step)
-    page = Image.new("RGB", (_MARGIN + len(titles) * step, height), "white")
+    lines = [line for row in rows for line in (row.label, *_lines(row, tile))]
+    heights = [_HEAD if isinstance(line, str) else _MARGIN + max(picture.height for picture in line) for line in lines]
+    page = Image.new("RGB", (_MARGIN + len(titles) * step, _HEAD + sum(heights)), "white")
     pen = ImageDraw.Draw(page)
     letters = font(16)
     for column, title in enumerate(titles):
         pen.text((_MARGIN + column * step, 6), title, fill="black", font=letters)
-    for number, row in enumerate(rows):
-        top = _HEAD + number * (_HEAD + 2 * step)
-        pen.text((_MARGIN, top + 6), row.label, fill="black", font=letters)
-        x, y = row.focus if row.focus is not None else most_changed(row.pictures[0], row.pictures[1])
-        place = (x / row.pictures[0].shape[-1], y / row.pictures[0].shape[-2])
-        for column, picture in enumerate(row.pictures):
-            left = _MARGIN + column * step
-            page.paste(_fitted(picture, tile), (left, top + _HEAD))
-            page.paste(_zoom(picture, place, tile), (left, top + _HEAD + step))
+    top = _HEAD
+    for line, height in zip(lines, heights, strict=True):
+        if isinstance(line, str):
+            pen.text((_MARGIN, top + 6), line, fill="black", font=letters)
+        else:
+            for column, picture in enumerate(line):
+                page.paste(picture, (_MARGIN + column * step, top))
+        top += height
     return page
 
 
@@ -72,6 +73,13 @@ def most_changed(before: Tensor, after: Tensor, window: int = 64) -> Point:
     means = F.avg_pool2d(change, size, stride=1)[0, 0]
     index = int(torch.argmax(means))
     return index % means.shape[1] + (size[1] - 1) / 2, index // means.shape[1] + (size[0] - 1) / 2
+
+
+def _lines(row: Row, tile: int) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The row's pictures, each scaled to fit, and the zooms below them."""
+    x, y = row.focus if row.focus is not None else most_changed(row.pictures[0], row.pictures[1])
+    place = (x / row.pictures[0].shape[-1], y / row.pictures[0].shape[-2])
+    return [_fitted(picture, tile) for picture in row.pictures], [_zoom(picture, place, tile) for picture in row.pictures]
 
 
 def _fitted(picture: Tensor, tile: int) -> Image.Image:

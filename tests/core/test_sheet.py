@@ -58,9 +58,9 @@ def test_a_sheet_shows_every_version_and_the_zooms_one_to_one() -> None:
     before = torch.rand(3, 100, 200)
     after = torch.rand(3, 100, 200)
     page = sheet(("before", "after"), [Row("photo", (before, after), focus=(150.0, 40.0))], tile=64)
-    assert page.size == (_MARGIN + 2 * (64 + _MARGIN), _HEAD + _HEAD + 2 * (64 + _MARGIN))
+    assert page.size == (_MARGIN + 2 * (64 + _MARGIN), _HEAD + _HEAD + 32 + 64 + 2 * _MARGIN)  # 200x100 in 64: 32 high
     array = np.asarray(page)
-    top = 2 * _HEAD + 64 + _MARGIN
+    top = 2 * _HEAD + 32 + _MARGIN
     for column, picture in enumerate((before, after)):
         left = _MARGIN + column * (64 + _MARGIN)
         shown = array[top : top + 64, left : left + 64]
@@ -71,7 +71,9 @@ def test_a_sheet_shows_every_version_and_the_zooms_one_to_one() -> None:
 def test_a_zoom_at_the_edge_and_of_a_small_picture_stays_inside() -> None:
     small = torch.zeros(3, 10, 20)
     page = sheet(("a", "b"), [Row("small", (small, small)), Row("edge", (torch.zeros(3, 90, 90),) * 2, focus=(89, 0))], tile=64)
-    assert page.size[1] == _HEAD + 2 * (_HEAD + 2 * (64 + _MARGIN))
+    small_row, edge_row = 32 + 10, 64 + 64  # no line is higher than what stands in it
+    assert page.size[1] == _HEAD + 2 * (_HEAD + 2 * _MARGIN) + small_row + edge_row
+    assert np.asarray(page)[2 * _HEAD + 32 + _MARGIN : 2 * _HEAD + 32 + _MARGIN + 10, _MARGIN : _MARGIN + 20].max() == 0
 
 
 def test_a_row_has_one_picture_for_each_title() -> None:

@@ -16,6 +16,7 @@ from .restore import RestoreFaces
 from .sample import IdentitySampler
 from .samples import SamplePhoto
 from .score import IdentityScore
+from .video import RestoreVideo
 
 NODES: list[type[io.ComfyNode]] = [
     DetectFaces,
@@ -31,6 +32,7 @@ NODES: list[type[io.ComfyNode]] = [
     SamplePhoto,
     Compare,
     RestoreClip,
+    RestoreVideo,
 ]
 """Every node of the pack. Their ids are part of saved workflows: they never change, and inputs are only ever appended."""
 

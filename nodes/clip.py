@@ -24,10 +24,10 @@ UNFOLDED = ("faces", "fidelity", "strength", "detail")
 """What most people touch; the other widgets are folded away."""
 
 
-def steadiness_input() -> Any:
-    """The one knob that photos do not have, as :class:`ClipSettings` declares it."""
-    known = next(f for f in fields(ClipSettings) if f.name == "steadiness")
-    return drawn(known.name, known.metadata["option"], known.default)
+def clip_inputs(names: tuple[str, ...], advanced: tuple[str, ...] = ()) -> list[Any]:
+    """The knobs that photos do not have, as :class:`ClipSettings` declares them."""
+    known = {f.name: f for f in fields(ClipSettings)}
+    return [drawn(name, known[name].metadata["option"], known[name].default, advanced=name in advanced) for name in names]
 
 
 class RestoreClip(io.ComfyNode):  # type: ignore[misc]
@@ -39,7 +39,7 @@ class RestoreClip(io.ComfyNode):  # type: ignore[misc]
             "Restores the faces in the frames of one clip and holds them still: every face is followed from frame to frame.",
             [
                 io.Image.Input("image", tooltip="The frames of one clip, in their order."),
-                steadiness_input(),
+                *clip_inputs(("steadiness",)),
                 *settings_inputs(tuple(options()), advanced=tuple(name for name in options() if name not in UNFOLDED)),
                 timestep_input(advanced=True),
                 *model_inputs(),

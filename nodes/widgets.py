@@ -14,6 +14,8 @@ from ..lafr_core.settings import Option, options
 CATEGORY = "LAFR"
 ESSENTIALS = "Image Tools"
 """The tab of newer hosts where people look first; one of the host's own headings."""
+VIDEO_TOOLS = "Video Tools"
+"""The same for videos."""
 
 FACES = io.Custom("LAFR_FACES")
 """A :class:`~.faces.FaceSet`: the faces of a batch of photos and their crops."""

@@ -40,8 +40,9 @@ def portrait() -> Tensor:
     return photos.read(sample("portrait")).pixels
 
 
-def spoil(photo: Tensor, face: Face, severity: str) -> Tensor:
-    """``photo`` (3, H, W) degraded so that ``face``, seen at the size of a 512 crop, suffers ``severity``. Always the same."""
+def spoil(photo: Tensor, face: Face, severity: str, frame: int = 0) -> Tensor:
+    """``photo`` (3, H, W) degraded so that ``face``, seen at the size of a 512 crop, suffers ``severity``. Always the same;
+    another ``frame`` of a clip suffers the same blur, shrinking and compression under other noise."""
     generator = np.random.default_rng(SEED)
     drawn = degrade.draw(generator, degrade.SEVERITIES[severity])
     matrix = place(face).matrix
@@ -49,7 +50,8 @@ def spoil(photo: Tensor, face: Face, severity: str) -> Tensor:
     # The severities are defined for 512 crops; this face covers fewer pixels, so blur and shrinking get smaller alike.
     k = scale_of(matrix) * min(photo.shape[-2:]) / 512
     drawn = replace(drawn, sigma_x=drawn.sigma_x / k, sigma_y=drawn.sigma_y / k, ratio=max(1.0, drawn.ratio / k))
-    spoilt = degrade.apply(photo.permute(1, 2, 0).numpy(), drawn, generator)
+    noise = np.random.default_rng((SEED, frame)) if frame else generator
+    spoilt = degrade.apply(photo.permute(1, 2, 0).numpy(), drawn, noise)
     return torch.from_numpy(spoilt).permute(2, 0, 1).contiguous()
 
 

@@ -270,6 +270,19 @@ def untouched(info: dict[str, Any]) -> dict[str, Any]:
     return sent
 
 
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+"""Newer hosts' combo whose choice brings inputs of its own."""
+
+
+def fill(name: str, extra: dict[str, Any], values: list[Any], inputs: dict[str, Any]) -> None:
+    """Take a dynamic combo's choice, and what the choice brings along, from a saved node's ``values``."""
+    inputs[name] = values.pop(0) if values else extra["options"][0]["key"]
+    (choice,) = [option for option in extra["options"] if option["key"] == inputs[name]]
+    for inner, (kind, more) in choice["inputs"].get("required", {}).items():
+        if kind == DYNAMIC:
+            fill(f"{name}.{inner}", more, values, inputs)
+
+
 def to_graph(address: str, workflow: dict[str, Any]) -> dict[str, Any]:
     """A saved (UI) workflow as the API graph the frontend would send."""
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
@@ -283,8 +296,11 @@ def to_graph(address: str, workflow: dict[str, Any]) -> dict[str, Any]:
         values, inputs = list(node.get("widgets_values", [])), {}
         for name in order:
             kind, extra = spec[name][0], (spec[name][1] if len(spec[name]) > 1 else {})
-            if is_widget(kind, extra):
-                inputs[name] = values.pop(0)
+            if kind == DYNAMIC:
+                fill(name, extra, values, inputs)
+            elif is_widget(kind, extra):
+                # A newer host's node may have widgets more than the file knows.
+                inputs[name] = values.pop(0) if values else extra["default"]
                 if extra.get("control_after_generate") or extra.get("image_upload"):
                     values.pop(0)
         inputs.update({one["name"]: links[one["link"]] for one in node["inputs"] if one.get("link") is not None})

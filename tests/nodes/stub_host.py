@@ -83,7 +83,7 @@ def _io(schema: type) -> types.SimpleNamespace:
         Float=_type("FLOAT", *number, "round"),
         String=_type("STRING", "default", "multiline", "placeholder", "force_input"),
         Combo=_type("COMBO", "options", "default"),
-        **{name: _type(name.upper()) for name in ("Image", "Mask", "Latent", "Vae", "Model", "Conditioning")},
+        **{name: _type(name.upper()) for name in ("Image", "Mask", "Latent", "Vae", "Model", "Conditioning", "Video")},
     )
 
 
@@ -100,7 +100,13 @@ def _modules(newer: bool, models: Path) -> dict[str, types.ModuleType]:
 
     empty = type("Base", (), {})
     module("comfy_api")
-    module("comfy_api.latest", io=_io(NewerSchema if newer else Schema), ui=types.SimpleNamespace(), ComfyExtension=empty)
+    module(
+        "comfy_api.latest",
+        io=_io(NewerSchema if newer else Schema),
+        ui=types.SimpleNamespace(),
+        InputImpl=types.SimpleNamespace(),
+        ComfyExtension=empty,
+    )
     module("comfy_execution")
     module("comfy_execution.utils", get_executing_context=lambda: None)
     module("comfy")

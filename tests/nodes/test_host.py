@@ -620,3 +620,98 @@ def test_a_batch_of_frames_is_restored_as_a_clip(host: hostenv.Host, photo: Tens
     steady, _ = host.nodes.RestoreClip.execute(frames, 0.8, 399, **values).result
     still = lambda clip: float((clip[1:] - clip[:-1])[:, 90:160, 105:155].abs().mean())
     assert still(steady) < 0.6 * still(alone)
+
+
+# Videos
+
+
+def film(host: hostenv.Host, frames: Tensor, folder: Any, name: str = "tape.mp4") -> Any:
+    """``frames`` (T, H, W, 3) as a host VIDEO that lies in a file, with a tone of the same length."""
+    from fractions import Fraction
+
+    from comfy_api.latest import InputImpl, Types
+
+    tone = torch.sin(torch.arange(len(frames) * 1000) * 0.3)[None, None] * 0.2
+    parts = Types.VideoComponents(images=frames, frame_rate=Fraction(8), audio={"waveform": tone, "sample_rate": 8000})
+    InputImpl.VideoFromComponents(parts).save_to(str(folder / name))
+    return InputImpl.VideoFromFile(str(folder / name))
+
+
+def video_values(host: hostenv.Host, **changes: Any) -> dict[str, Any]:
+    settings = {name: default for name, (_, default) in host.core("settings").options().items()}
+    return {"steadiness": 0.0, "codec": "auto", "crf": 4, "deinterlace": False, "timestep": 399, **settings, **changes}
+
+
+@pytest.fixture
+def tape(host: hostenv.Host, tmp_path: Any) -> Any:
+    """A VIDEO of six damaged frames of the sample clip, 8 a second."""
+    frames = host.module("samples").damaged_clip()[:6].movedim(1, -1).contiguous()
+    return film(host, frames, tmp_path)
+
+
+def test_a_video_file_is_restored_into_a_file_with_its_sound(host: hostenv.Host, tape: Any) -> None:
+    import folder_paths
+
+    before = tape.get_components()
+    restored, report = host.nodes.RestoreVideo.execute(tape, **video_values(host)).result
+    after = restored.get_components()
+    assert after.images.shape == before.images.shape == (6, 384, 384, 3) and after.frame_rate == 8
+    assert after.audio["sample_rate"] == 8000 and after.audio["waveform"].shape == before.audio["waveform"].shape
+    assert "6 frames, 1 of 1 faces followed and restored" in report and "trust" in report
+    assert str(restored.get_stream_source()).startswith(folder_paths.get_temp_directory())
+    changed = (after.images - before.images).abs().mean((0, 3))
+    face, corner = changed[100:200, 140:240].mean(), changed[:40, :40].mean()
+    assert face > 0.02 and corner < 0.01
+    # At steadiness 0 the frames are the photos' restorations, but for the coding.
+    alone = host.nodes.RestoreClip.execute(before.images, **clip_only(video_values(host))).result[0]
+    assert (alone - after.images).abs().mean() < 0.01 < (before.images - after.images)[:, 100:200, 140:240].abs().mean()
+
+
+def clip_only(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in ("codec", "crf", "deinterlace")}
+
+
+def test_a_video_in_memory_stays_there_and_equals_the_clip_node(host: hostenv.Host, tape: Any) -> None:
+    from comfy_api.latest import InputImpl
+
+    parts = tape.get_components()
+    values = video_values(host, steadiness=0.7)
+    restored, report = host.nodes.RestoreVideo.execute(InputImpl.VideoFromComponents(parts), **values).result
+    expected, told = host.nodes.RestoreClip.execute(parts.images, **clip_only(values)).result
+    after = restored.get_components()
+    assert torch.equal(after.images, expected) and report == told
+    assert torch.equal(after.audio["waveform"], parts.audio["waveform"]) and after.frame_rate == 8
+
+
+def test_a_part_of_a_video_is_that_part_restored(host: hostenv.Host, tape: Any) -> None:
+    from comfy_api.latest import InputImpl
+
+    if not hasattr(tape, "get_active_trim_window"):
+        pytest.skip("this ComfyUI cannot trim a VIDEO")
+    part = InputImpl.VideoFromFile(tape.get_stream_source(), start_time=0.25, duration=0.25)
+    restored, report = host.nodes.RestoreVideo.execute(part, **video_values(host, faces="7")).result
+    assert len(restored.get_components().images) == len(part.get_components().images) < 6
+    assert "no face found, unchanged" in report  # there is no eighth face
+
+
+def test_an_interrupted_video_leaves_nothing_behind(host: hostenv.Host, tape: Any) -> None:
+    from pathlib import Path
+
+    import comfy.model_management as mm
+    import folder_paths
+
+    folder = Path(folder_paths.get_temp_directory())
+    left = lambda: sorted(folder.glob("lafr_*")) if folder.exists() else []
+    before = left()
+    mm.interrupt_current_processing(True)
+    with pytest.raises(mm.InterruptProcessingException):
+        host.nodes.RestoreVideo.execute(tape, **video_values(host))
+    assert left() == before
+
+
+def test_the_sample_clip_moves_and_flickers(host: hostenv.Host) -> None:
+    damaged, sharp = host.nodes.SamplePhoto.execute("clip", "medium").result
+    assert damaged.shape == sharp.shape == (16, 384, 384, 3)
+    still = host.module("samples").damaged_clip("medium")[0].movedim(0, -1)
+    assert torch.equal(damaged[0], still)
+    assert (sharp[0] - sharp[8]).abs().mean() > 0.02 and (damaged - sharp).abs().mean() > 0.02

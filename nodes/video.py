@@ -1,0 +1,121 @@
+"""LAFR_RestoreVideo: a VIDEO restored into another, frame by frame through memory, with its sound and its times."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import InputImpl, io
+
+from ..lafr_core.models import prior_note
+from ..lafr_core.settings import RestoreSettings, options
+from ..lafr_core.types import Models, Progress
+from ..lafr_core.video.batch import restore_batch
+from ..lafr_core.video.run import ClipResult, restore_clip
+from ..lafr_core.video.settings import ClipSettings
+from .clip import UNFOLDED, clip_inputs, clip_text
+from .layout import to_image, to_images
+from .memory import Managed, host_progress, say, telling
+from .networks import open_parser
+from .restore import HostPrior, model_inputs, open_models
+from .widgets import VIDEO_TOOLS, schema, settings_inputs, timestep_input
+
+CLIP_SETTINGS = tuple(f.name for f in fields(ClipSettings))
+
+
+class RestoreVideo(io.ComfyNode):  # type: ignore[misc]
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "LAFR_RestoreVideo",
+            "Restore Video (LAFR)",
+            "Restores the faces of a video and holds them still. Sound and times stay; long videos need no more memory.",
+            [
+                io.Video.Input("video", tooltip="From Load Video, or from Create Video."),
+                *clip_inputs(CLIP_SETTINGS, advanced=CLIP_SETTINGS[1:]),
+                *settings_inputs(tuple(options()), advanced=tuple(name for name in options() if name not in UNFOLDED)),
+                timestep_input(advanced=True),
+                *model_inputs(),
+            ],
+            [
+                io.Video.Output(
+                    "restored", display_name="video", tooltip="As many frames as came in, at their times, for Save Video."
+                ),
+                io.String.Output("report", display_name="report", tooltip="Which faces were followed, and what to know."),
+            ],
+            ["video face restore", "restore video", "flicker", "deflicker face", "camcorder", "old film", "clip"],
+            essentials_category=VIDEO_TOOLS,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        video: Any,
+        timestep: int,
+        model: Any = None,
+        vae: Any = None,
+        adapter: Managed | None = None,
+        **values: Any,
+    ) -> Any:
+        how = ClipSettings(**{name: values.pop(name) for name in CLIP_SETTINGS})
+        settings, parser, mask_note = open_parser(RestoreSettings(**values))
+        models = replace(open_models(settings, timestep, model, vae, adapter), parser=parser)
+        progress = telling(host_progress())
+        if isinstance(video, InputImpl.VideoFromFile):
+            restored, text = _file(video, models, settings, how, progress)
+        else:
+            restored, text = _frames(video, models, settings, how, progress)
+        note = models.prior.note if isinstance(models.prior, HostPrior) else ""
+        report = "\n".join(filter(None, (text, prior_note(models), note, mask_note)))
+        say(report)
+        return io.NodeOutput(restored, report)
+
+
+def _file(video: Any, models: Models, settings: RestoreSettings, how: ClipSettings, progress: Progress) -> tuple[Any, str]:
+    """A video that lies in a file, into a file of the host's temporary folder; one frame is in memory at a time."""
+    temporary = Path(folder_paths.get_temp_directory())
+    temporary.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="lafr_", dir=temporary))
+    try:
+        result = restore_clip(_path(video, folder), folder / "restored", models, settings, how, progress=progress)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # what a stop leaves: nobody could go on with it here
+        raise
+    return InputImpl.VideoFromFile(str(result.output)), film_text(result)
+
+
+def _path(video: Any, folder: Path) -> Path:
+    """The file of a video. One that is in memory, or of which only a part is meant, is written into ``folder`` first."""
+    source = video.get_stream_source()
+    trimmed = any(getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))())
+    if isinstance(source, str) and not trimmed:
+        return Path(source)
+    written = folder / "source.mp4"
+    video.save_to(str(written))
+    return written
+
+
+def _frames(video: Any, models: Models, settings: RestoreSettings, how: ClipSettings, progress: Progress) -> tuple[Any, str]:
+    """A video whose frames are in memory already; Save Video codes them once."""
+    parts = video.get_components()
+    result = restore_batch(to_images(parts.images), models, settings, how.steadiness, progress=progress)
+    restored = replace(parts, images=to_image(result.images, like=parts.images))
+    return InputImpl.VideoFromComponents(restored), clip_text(result)
+
+
+def film_text(result: ClipResult) -> str:
+    """How many faces were followed and how much they changed, then the clip's notes."""
+    lines = [f"{result.frames} frames: no face found, unchanged"]
+    if result.tracks:
+        lines = [f"{result.frames} frames, {len(result.tracks)} of {result.found} faces followed and restored"]
+    for name in ("change", "trust"):
+        known: Sequence[float] = [value for track in result.tracks if (value := getattr(track, name)) is not None]
+        if known:
+            lines.append(f"{name} {fmean(known):.2f} (mean), {min(known):.2f} (lowest)")
+    return "\n".join([*lines, *result.notes])

@@ -110,12 +110,15 @@ def host_progress() -> Progress:
 
 
 def say(text: str) -> None:
-    """Show ``text`` in the node that is being run; nothing where no server listens."""
+    """Show ``text`` in the node that is being run; nothing where no server listens.
+
+    Lines end in two spaces: Nodes 2.0 reads the text as Markdown, which would join them; the classic canvas does not mind.
+    """
     context = get_executing_context()
     # Asked for by name: importing the host's server starts what a graph run without one does not need.
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if context is not None and server is not None:
-        server.send_progress_text(text, context.node_id)
+        server.send_progress_text(text.replace("\n", "  \n"), context.node_id)
 
 
 def telling(progress: Progress) -> Progress:

@@ -1,6 +1,7 @@
-// Folds our nodes' advanced widgets on the classic canvas, which knows how to hide them but does not mark them by itself.
-// With Nodes 2.0 the frontend folds them, and nothing is done here.
+// Folds our nodes' advanced widgets on the classic canvas, which knows how to hide them but does not mark them by itself
+// (Nodes 2.0 folds them), and gives the compare node's pictures to the host's slider (Nodes 2.0 alone draws it).
 import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 
 const advanced = (definition) =>
   Object.values(definition?.input ?? {})
@@ -13,13 +14,38 @@ function resize(node) {
   node.setDirtyCanvas(true, true);
 }
 
+// The host fills the slider of its own compare node only.
+function slide(node) {
+  const widget = node.widgets?.find((widget) => widget.name === "compare_view");
+  if (!widget) return;
+  // What it shows is no input: sent along, it would make the node run again at every click.
+  widget.options = { ...widget.options, serialize: false };
+  const modern = globalThis.LiteGraph?.vueNodesMode;
+  widget.hidden = !modern; // else it only says that it wants Nodes 2.0, and the node shows the sheet instead
+  if (!modern) return;
+  node.hideOutputImages = true;
+  const shown = node.onExecuted;
+  node.onExecuted = function (output) {
+    shown?.apply(this, arguments);
+    const addresses = (images) =>
+      (images ?? []).map((image) => api.apiURL(`/view?${new URLSearchParams(image)}${app.getRandParam()}`));
+    widget.value = { beforeImages: addresses(output.a_images), afterImages: addresses(output.b_images) };
+    widget.callback?.(widget.value);
+  };
+}
+
+app.registerExtension({
+  name: "LAFR.Compare",
+  nodeCreated(node) {
+    if (node.constructor.nodeData?.name === "LAFR_Compare") slide(node);
+  },
+});
+
 app.registerExtension({
   name: "LAFR.FoldedWidgets",
   nodeCreated(node) {
     const definition = node.constructor.nodeData;
     if (!definition?.name?.startsWith("LAFR_") || globalThis.LiteGraph?.vueNodesMode) return;
-    // On this canvas the host's slider only says that it wants Nodes 2.0; the node shows the sheet instead.
-    for (const widget of node.widgets ?? []) if (widget.name === "compare_view") widget.hidden = true;
     const folded = (node.widgets ?? []).filter((widget) => advanced(definition).includes(widget.name));
     if (!folded.length) return;
     for (const widget of folded) {

@@ -52,6 +52,29 @@ class Page:
         shot = await self.command("Page.captureScreenshot", format="png")
         file.write_bytes(base64.b64decode(shot["data"]))
 
+    async def drag(self, start: dict[str, float], end: dict[str, float]) -> None:
+        """Press the left button at ``start`` (x, y in the window), move to ``end``, let go."""
+        middle = {axis: (start[axis] + end[axis]) / 2 for axis in ("x", "y")}
+        moves = [("mouseMoved", start, 0), ("mousePressed", start, 1), ("mouseMoved", middle, 1), ("mouseMoved", end, 1)]
+        for kind, at, buttons in [*moves, ("mouseReleased", end, 0)]:
+            button = "none" if kind == "mouseMoved" and not buttons else "left"
+            await self.command(
+                "Input.dispatchMouseEvent", type=kind, **at, button=button, buttons=buttons, clickCount=int(button == "left")
+            )
+            await asyncio.sleep(0.3)
+
+    async def connect(self, source: int, output: str, target: int, name: str) -> None:
+        """Draw a link by hand from an output of one node to an input of another."""
+        start = await self.run(f"({SLOT})({source}, false, {output!r})")
+        end = await self.run(f"({SLOT})({target}, true, {name!r})")
+        await self.drag(start, end)
+
+    async def nodes2(self, on: bool) -> bool:
+        """Switch Nodes 2.0 on or off as its setting does; whether the frontend then draws with it."""
+        await self.run(f"app.extensionManager.setting.set('Comfy.VueNodes.Enabled', {json.dumps(on)})")
+        await asyncio.sleep(1)
+        return bool(await self.run("!!LiteGraph.vueNodesMode"))
+
     async def open(self, workflow: dict[str, Any]) -> None:
         """Load a workflow as dropping its file on the canvas does, and fit it into the window."""
         await self.run(f"(async()=>{{await app.loadGraphData({json.dumps(workflow)})}})()")
@@ -62,8 +85,18 @@ class Page:
 FIT = """(()=>{const ns=app.graph._nodes, c=app.canvas; if(!ns.length) return;
  const x0=Math.min(...ns.map(n=>n.pos[0])), y0=Math.min(...ns.map(n=>n.pos[1]-40));
  const x1=Math.max(...ns.map(n=>n.pos[0]+n.size[0])), y1=Math.max(...ns.map(n=>n.pos[1]+n.size[1]));
- const s=Math.min((window.innerWidth-140)/(x1-x0),(window.innerHeight-140)/(y1-y0),1);
+ const s=Math.min((c.canvas.clientWidth-150)/(x1-x0),(c.canvas.clientHeight-150)/(y1-y0),1);
  c.ds.scale=s; c.ds.offset[0]=90/s-x0; c.ds.offset[1]=80/s-y0; c.setDirty(true,true)})()"""
+
+
+SLOT = """(id, isInput, name) => { const node = app.graph.getNodeById(id), list = isInput ? node.inputs : node.outputs;
+  const index = list.findIndex(slot => slot.name === name), canvas = app.canvas;
+  const dot = document.querySelector(`[data-slot-key="${id}-${isInput ? 'in' : 'out'}-${index}"]`);
+  if (LiteGraph.vueNodesMode && dot) {
+    const box = dot.getBoundingClientRect(); return {x: box.left + box.width / 2, y: box.top + box.height / 2} }
+  const [x, y] = node.getConnectionPos(isInput, index), box = canvas.canvas.getBoundingClientRect(), scale = canvas.ds.scale;
+  return {x: box.left + (x + canvas.ds.offset[0]) * scale, y: box.top + (y + canvas.ds.offset[1]) * scale} }"""
+"""Where in the window the dot of an input or output is."""
 
 
 def chromium() -> str | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import browser
 import hostenv
@@ -15,14 +15,51 @@ import pytest
 from test_server import CHEAPER, WORKFLOWS, prepare
 
 pytestmark = pytest.mark.skipif(browser.chromium() is None, reason="Chromium is not installed")
+T = TypeVar("T")
+
+
+class Visit:
+    """One tab on one server for all tests of a host: Chromium takes long to start."""
+
+    def __init__(self, address: hostenv.Address, profile: Path) -> None:
+        self.address, self.loop = address, asyncio.new_event_loop()
+        self.infos = hostenv.get(address, "/object_info")
+        self._opened = browser.page(address, profile)
+        self.page = self.do(self._opened.__aenter__())
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def close(self) -> None:
+        self.do(self._opened.__aexit__(None, None, None))
+        self.loop.close()
 
 
 @pytest.fixture(scope="module")
-def address(comfy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def tab(comfy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
     base = tmp_path_factory.mktemp("browser_base")
     prepare(comfy_root, base)
     with hostenv.server(comfy_root, base) as address:
-        yield address
+        visit = Visit(address, tmp_path_factory.mktemp("profile"))
+        yield visit
+        visit.close()
+
+
+@pytest.fixture
+def classic(tab: Visit) -> Visit:
+    """The tab with nodes drawn on the canvas."""
+    assert not tab.do(tab.page.nodes2(False))
+    return tab
+
+
+@pytest.fixture
+def modern(tab: Visit) -> Iterator[Visit]:
+    """The tab with Nodes 2.0, which older frontends try out only."""
+    if "ImageCompare" not in tab.infos:
+        pytest.skip("Nodes 2.0 is an unfinished trial in this host's frontend")
+    assert tab.do(tab.page.nodes2(True))
+    yield tab
+    tab.do(tab.page.nodes2(False))
 
 
 @pytest.fixture(scope="module")
@@ -33,64 +70,127 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_untouched_node_sends_its_defaults_and_nothing_else(address: str, tmp_path: Path) -> None:
+def test_an_untouched_node_sends_its_defaults_and_nothing_else(classic: Visit) -> None:
     """ComfyUI 0.33's frontend made a widget of the boxes' input and sent a box that nobody drew: all faces became mush."""
-    asyncio.run(untouched(address, tmp_path))
+    classic.do(untouched(classic))
 
 
-async def untouched(address: str, profile: Path) -> None:
-    async with browser.page(address, profile) as page:
-        infos = hostenv.get(address, "/object_info")
-        for node_type in sorted(name for name in infos if name.startswith("LAFR_")):
-            sent = json.loads(await page.run(f"(async()=>JSON.stringify(await ({SENT})({node_type!r})))()"))
-            sent.pop("compare_view", None)  # the host's own view of two pictures: no value of ours
-            assert sent == hostenv.untouched(infos[node_type]), node_type
+def test_an_untouched_node_sends_the_same_in_nodes_2(modern: Visit) -> None:
+    modern.do(untouched(modern))
+
+
+async def untouched(tab: Visit) -> None:
+    for node_type in sorted(name for name in tab.infos if name.startswith("LAFR_")):
+        sent = json.loads(await tab.page.run(f"(async()=>JSON.stringify(await ({SENT})({node_type!r})))()"))
+        assert sent == hostenv.untouched(tab.infos[node_type]), node_type
 
 
 SENT = """async (type) => { app.graph.clear(); const node = LiteGraph.createNode(type); app.graph.add(node);
   return (await app.graphToPrompt()).output[node.id].inputs }"""
-OVERLAPPING = """(()=>{const box=n=>[n.type, n.pos[0], n.pos[1]-30, n.pos[0]+n.size[0], n.pos[1]+n.size[1]];
+OVERLAPPING = """(()=>{const drawn=n=>document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect();
+  const box=n=>{ const r=LiteGraph.vueNodesMode ? drawn(n) : null; return r ? [n.type, r.left, r.top, r.right, r.bottom] :
+    [n.type, n.pos[0], n.pos[1]-30, n.pos[0]+n.size[0], n.pos[1]+n.size[1]]};
   const all=app.graph._nodes.map(box), meet=(a,b)=>a[1]<b[3]&&b[1]<a[3]&&a[2]<b[4]&&b[2]<a[4];
   return all.flatMap((a,i)=>all.slice(0,i).filter(b=>meet(a,b)).map(b=>a[0]+' over '+b[0]))})()"""
 SHOWN = """app.graph._nodes.filter(n=>n.type==='LAFR_RestoreFaces')
   .map(n=>n.widgets.filter(w=>w.type!=='button'&&n.isWidgetVisible(w)).length)"""
+SHOWN_2 = """app.graph._nodes.filter(n=>n.type==='LAFR_RestoreFaces').map(n=>
+  document.querySelector(`[data-node-id="${n.id}"]`).querySelectorAll('.lg-node-widget').length)"""
+BOX_SOCKETS = """app.graph._nodes.flatMap(n=>n.inputs.filter(i=>i.type==='BOUNDING_BOX'))
+  .map(i=>i.widget ? 'widget' : 'socket')"""
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
-def test_a_workflow_opens_exports_and_runs_from_the_browser(address: str, shots: Path, tmp_path: Path, file: Path) -> None:
+def test_a_workflow_opens_exports_and_runs_from_the_browser(classic: Visit, shots: Path, file: Path) -> None:
     """Run is pressed in the page, and what it queues is the graph that the file holds: test_server.py judges its result."""
-    asyncio.run(visit(address, shots, tmp_path, file))
+    classic.do(opens(classic, file, SHOWN))
+    classic.do(runs(classic, shots / f"{shots_name(classic.address)}_{file.stem}.png"))
 
 
-async def visit(address: str, shots: Path, profile: Path, file: Path) -> None:
-    async with browser.page(address, profile) as page:
-        await page.open(json.loads(file.read_text(encoding="utf-8")))
-        missing = await page.run("app.graph._nodes.map(n=>n.type).filter(t=>!LiteGraph.registered_node_types[t])")
-        assert missing == []
-        exported = json.loads(await page.run("(async()=>JSON.stringify((await app.graphToPrompt()).output))()"))
-        expected = hostenv.to_graph(address, json.loads(file.read_text(encoding="utf-8")))
-        assert {number: plain(node) for number, node in exported.items()} == expected
-        assert await page.run(OVERLAPPING) == []
-        assert all(count <= 6 for count in await page.run(SHOWN))
-        await queue(address, page)
-        await page.run(browser.FIT)
-        assert await page.run(OVERLAPPING) == []
-        await asyncio.sleep(2)
-        await page.screenshot(shots / f"{shots_name(address)}_{file.stem}.png")
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_a_workflow_opens_in_nodes_2(modern: Visit, shots: Path, file: Path) -> None:
+    modern.do(opens(modern, file, SHOWN_2))
+    modern.do(modern.page.screenshot(shots / f"{shots_name(modern.address)}_nodes2_{file.stem}.png"))
+
+
+def test_nodes_2_shows_both_photos_under_the_slider_and_the_report_line_by_line(modern: Visit, shots: Path) -> None:
+    async def look() -> None:
+        await modern.page.open(json.loads(WORKFLOWS[0].read_text(encoding="utf-8")))
+        await runs(modern, shots / f"{shots_name(modern.address)}_nodes2.png")
+        compare = "app.graph._nodes.find(n=>n.type==='LAFR_Compare')"
+        images = await modern.page.run(
+            f"[...document.querySelector(`[data-node-id=\"${{{compare}.id}}\"]`).querySelectorAll('img')]"
+            ".filter(i=>i.naturalWidth===1280).length"
+        )
+        assert images == 2, "before and after, and no sheet beside them"
+        lines = await modern.page.run(
+            f"document.querySelector(`[data-node-id=\"${{{compare}.id}}\"]`).innerText.split('\\n').map(l=>l.trim())"
+        )
+        assert [line[:15] for line in lines if line.startswith("photo 0")] == [f"photo 0, face {n}" for n in range(4)]
+        sent = json.loads(await modern.page.run("(async()=>JSON.stringify((await app.graphToPrompt()).output))()"))
+        assert "compare_view" not in next(node for node in sent.values() if node["class_type"] == "LAFR_Compare")["inputs"]
+
+    modern.do(look())
+
+
+async def opens(tab: Visit, file: Path, shown: str) -> None:
+    """The workflow is all there: known nodes, the file's graph, boxes as sockets, six widgets, nothing over another."""
+    page, workflow = tab.page, json.loads(file.read_text(encoding="utf-8"))
+    await page.open(workflow)
+    assert await page.run("app.graph._nodes.map(n=>n.type).filter(t=>!LiteGraph.registered_node_types[t])") == []
+    exported = json.loads(await page.run("(async()=>JSON.stringify((await app.graphToPrompt()).output))()"))
+    expected = hostenv.to_graph(tab.address, workflow)
+    assert {number: plain(node) for number, node in exported.items()} == {n: plain(node) for n, node in expected.items()}
+    assert set(await page.run(BOX_SOCKETS)) <= {"socket"}
+    assert await page.run(OVERLAPPING) == []
+    assert all(count <= 6 for count in await page.run(shown))
+
+
+async def runs(tab: Visit, shot: Path) -> None:
+    """Press Run; then the result is shown, still nothing over another."""
+    await queue(tab.address, tab.page)
+    await tab.page.run(browser.FIT)
+    await asyncio.sleep(2)
+    assert await tab.page.run(OVERLAPPING) == []
+    await tab.page.screenshot(shot)
 
 
 def shots_name(address: str) -> str:
     return "ComfyUI-" + str(hostenv.get(address, "/system_stats")["system"]["comfyui_version"])
 
 
-def test_a_nodes_help_page_opens(address: str, shots: Path, tmp_path: Path) -> None:
+def test_a_nodes_help_page_opens(classic: Visit, shots: Path) -> None:
     async def look() -> None:
-        async with browser.page(address, tmp_path) as page:
-            await page.open(json.loads(WORKFLOWS[1].read_text(encoding="utf-8")))
-            await help_page(page)
-            await page.screenshot(shots / f"{shots_name(address)}_help.png")
+        await classic.page.open(json.loads(WORKFLOWS[1].read_text(encoding="utf-8")))
+        await help_page(classic.page)
+        await classic.page.screenshot(shots / f"{shots_name(classic.address)}_help.png")
 
-    asyncio.run(look())
+    classic.do(look())
+
+
+@pytest.mark.parametrize("source", ["MediaPipeFaceLandmarker", "RTDETR_detect", "PrimitiveBoundingBox", "LAFR_DetectFaces"])
+@pytest.mark.parametrize("mode", ["classic", "modern"])
+def test_boxes_of_face_nodes_connect_by_hand(request: pytest.FixtureRequest, mode: str, source: str) -> None:
+    """The mouse draws the link from the node's box output to ours, and the link is what the page then sends."""
+    tab: Visit = request.getfixturevalue(mode)
+    if source not in tab.infos:
+        pytest.skip(f"this ComfyUI has no {source}")
+
+    async def connect() -> list[Any]:
+        await tab.page.run(f"({PAIR})({source!r})")
+        await tab.page.run(browser.FIT)
+        await asyncio.sleep(2)
+        output = next(iter(await tab.page.run(BOX_OUTPUT)))
+        await tab.page.connect(1, output, 2, "bounding_boxes")
+        return await tab.page.run("(()=>{const i=app.graph.getNodeById(2).inputs.find(i=>i.name==='bounding_boxes');"
+            "const l=i.link==null?null:app.graph.getLink(i.link); return l?[l.origin_id,l.type]:[]})()")  # fmt: skip
+
+    assert [str(part) for part in tab.do(connect())] == ["1", "BOUNDING_BOX"]
+
+
+PAIR = """(type) => { app.graph.clear(); const a=LiteGraph.createNode(type), b=LiteGraph.createNode('LAFR_RestoreFaces');
+  a.id=1; b.id=2; a.pos=[0,0]; b.pos=[700,0]; app.graph.add(a); app.graph.add(b) }"""
+BOX_OUTPUT = "app.graph.getNodeById(1).outputs.filter(o=>o.type==='BOUNDING_BOX').map(o=>o.name)"
 
 
 async def queue(address: str, page: browser.Page) -> None:
@@ -107,7 +207,11 @@ async def queue(address: str, page: browser.Page) -> None:
             break
         await asyncio.sleep(0.5)
     assert [entry["status"]["status_str"] for entry in new.values()] == ["success"]
-    await page.until("app.graph._nodes.some(n=>n.type==='SaveImage' && n.imgs?.length)", seconds=60)
+    await page.until(f"({SAVED})()", seconds=60)
+
+
+SAVED = """() => app.graph._nodes.some(n => ['SaveImage', 'SaveVideo'].includes(n.type) &&
+  (app.nodeOutputs[n.id] ?? app.nodeOutputs[String(n.id)])?.images?.length)"""
 
 
 SELECT = """(()=>{const n=app.graph._nodes.find(n=>n.type==='LAFR_FacePaste');
@@ -125,7 +229,7 @@ async def help_page(page: browser.Page) -> None:
 
 
 def plain(node: dict[str, Any]) -> dict[str, Any]:
-    """A node as exported, without the inputs that only the frontend's own previews have."""
-    shown = {"PreviewAny": "preview", "LAFR_Compare": "compare_view"}
-    inputs = {name: value for name, value in node["inputs"].items() if name != shown.get(node["class_type"])}
+    """A node as exported, without the inputs that only the frontend's own previews have, and those that newer hosts hide."""
+    shown = {"PreviewAny": ("preview", "preview_markdown", "preview_text", "preview_mode"), "SaveVideo": ("codec",)}
+    inputs = {name: value for name, value in node["inputs"].items() if name not in shown.get(node["class_type"], ())}
     return {"class_type": node["class_type"], "inputs": inputs}

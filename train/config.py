@@ -26,7 +26,7 @@ class Data:
 
     source: str = ""
     """Folder of face pictures (any layout), one with faces.csv or manifest.csv, or ``drawn:N`` for N pictures it draws
-    itself.
+    itself. Several are separated by semicolons.
     """
     validation: str = ""
     """The same for validation; empty = no sample sheets."""
@@ -35,6 +35,10 @@ class Data:
     subset: float = 1.0
     """Share of the files to use, in (0, 1]; 0.009 of FFHQ is the paper's 630."""
     subset_seed: int = 0
+    balance: str = ""
+    """Column of faces.csv or manifest.csv (source, age, gender, …) whose values are drawn equally often; ages by ten years.
+    Empty = every picture alike.
+    """
     subset_method: str = "random"
     """random, or k-centre: greedy farthest points over the latents, the most varied subset."""
     severity: str = "full"
@@ -203,7 +207,7 @@ class PairsStage:
     rounds: int = 1
     """How often every picture is drawn anew: moved, mirrored and tinted."""
     versions: int = 4
-    """Degradations of every draw."""
+    """Degradations of every draw; 0 = clean latents alone, all that the diffusion stage reads."""
     limit: int = 0
     """Pictures of each round, in its random order; 0 = all."""
     shard: int = 30
@@ -222,8 +226,10 @@ class PairsStage:
     """Of the encoder: no, bf16 or fp16."""
 
     def check(self, name: str) -> None:
-        for key in ("rounds", "versions", "shard"):
+        for key in ("rounds", "shard"):
             _require(getattr(self, key) >= 1, f"{name}.{key}", "1 or more", getattr(self, key))
+        for key in ("versions", "limit"):
+            _require(getattr(self, key) >= 0, f"{name}.{key}", "0 or more", getattr(self, key))
         _require(self.window >= 0 and self.window % 32 == 0, f"{name}.window", "0 or a multiple of 32", self.window)
         _require(self.precision in ("no", "bf16", "fp16"), f"{name}.precision", "no, bf16 or fp16", self.precision)
 

@@ -95,6 +95,32 @@ def test_k_centre_takes_the_farthest_each_time() -> None:
     assert {p.number // 2 for p in chosen} == {0, 1, 2}  # one of each cluster
 
 
+def test_several_sources_are_read_one_after_the_other_and_told_apart_by_name(tmp_path: Path) -> None:
+    for name, count in (("one", 2), ("two", 1)):
+        faces_at(tmp_path / name, count)
+    both = data.find_pictures(f"{tmp_path / 'one'}; {tmp_path / 'two'};drawn:1")
+    assert [p.name for p in both] == ["one/000.png", "one/inner/001.png", "two/000.png", "drawn:1/drawn 0"]
+    assert both[2].path == tmp_path / "two" / "000.png" and both[3].path is None
+    with pytest.raises(InputError, match=r"found none at '.*three'"):
+        data.find_pictures(f"{tmp_path / 'one'};{tmp_path / 'three'}")
+
+
+def test_balance_draws_every_value_of_a_column_equally_often(tmp_path: Path) -> None:
+    faces_at(tmp_path, 5)
+    names = ["000.png", "inner/001.png", "002.png", "inner/003.png", "004.png"]
+    rows = zip(names, ("23", "29", "20", "61", "NA"), "aabab", strict=True)
+    (tmp_path / "manifest.csv").write_text("file,age,group\n" + "".join(f"{n},{a},{g}\n" for n, a, g in rows))
+    place = lambda **more: data.open_faces(Data(source=str(tmp_path), size=32, workers=0, **more), seed=0)[0].pictures
+    numbers = lambda pictures: [names.index(p.name) for p in pictures]
+    assert numbers(place()) == [0, 1, 2, 3, 4]
+    assert numbers(place(balance="age")) == [0, 1, 2, 3, 3, 3, 4, 4, 4]  # the twenties, the sixties, not known
+    assert numbers(place(balance="group")) == [0, 1, 3, 2, 4, 2]
+    with pytest.raises(InputError, match="expected a column of the face list, got 'gender'; there is age, file, group"):
+        place(balance="gender")
+    with pytest.raises(InputError, match="there is none at all"):
+        data.open_faces(Data(source="drawn:2", balance="age"), seed=0)
+
+
 def test_corrupt_files_are_skipped_by_name_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     faces_at(tmp_path, 3)
     (tmp_path / "zero.png").touch()

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from train_tiny import settings
 
 from train import config
+from train.data import pairs
 from train.engine import checkpoints, run
-from train.tasks import codebook
+from train.tasks import codebook, critic, diffusion
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-4
@@ -93,3 +95,39 @@ def test_every_stage_trains_in_two_launched_processes(tmp_path: Path) -> None:
         assert "process 1 of 2" in said and "process 2 of 2" in said
         state = checkpoints.load_state(Path(conf.log.out) / name / "step_00000002")
         assert state["weights"] and len(_losses(Path(conf.log.out) / name / "log.csv")) == 2
+
+
+STORED: dict[str, dict[str, object]] = {
+    "critic": {"critic.features": "random", "critic.identity": 0.5, "critic.identity_every": 1, "models.adapter": "none"},
+    "diffusion": {"diffusion.channels": [32, 32], "diffusion.layers": 1},
+}
+
+
+@pytest.mark.parametrize("stage", STORED)
+def test_two_processes_on_stored_pairs_equal_one_with_twice_the_batch(tmp_path: Path, stage: str) -> None:
+    """Noise by sample, the critic's own gradients averaged: half of the batch each, and the same curve and weights."""
+    if stage == "diffusion":
+        pytest.importorskip("diffusers")
+    common = {
+        "data.pairs": tmp_path / "pairs", "pairs.versions": 1, "pairs.precision": "no", "data.window": 2, "data.around": 4,
+        "network.prior_groups": 0, "network.prior_attention": False, "loss.identity_weights": "starter", f"{stage}.steps": 3,
+        f"{stage}.batch": 4, "log.every": 1, "log.save_every": 3, **STORED[stage],
+    }  # fmt: skip
+    one = settings(tmp_path, "one", **common)
+    two = settings(tmp_path, "two", **{**common, f"{stage}.batch": 2})
+    pairs.run(one)
+    (diffusion.run if stage == "diffusion" else critic.run)(one)
+    file = tmp_path / "two.yaml"
+    file.write_text(config.dump(two))
+    assert "process 2 of 2" in launch("-m", "train", stage, "--config", str(file))
+    # The identity term looks at the first face of each process, so only the other terms are the same.
+    names = ("denoise",) if stage == "diffusion" else ("latent", "pixel", "near", "fool", "critic")
+    curves = [_columns(Path(conf.log.out) / stage / "log.csv", names) for conf in (one, two)]
+    assert len(curves[0]) == 3
+    tolerance = TOLERANCE if stage == "diffusion" else 5e-2
+    torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=tolerance, atol=1e-3)
+
+
+def _columns(path: Path, names: tuple[str, ...]) -> list[list[float]]:
+    with path.open() as file:
+        return [[float(row[name]) for name in names] for row in csv.DictReader(file)]

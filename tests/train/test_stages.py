@@ -252,3 +252,36 @@ def test_main_prints_one_sentence_and_exits_1(monkeypatch: pytest.MonkeyPatch, c
     assert stop.value.code == 1
     assert "expected a folder of face pictures" in capsys.readouterr().err
     assert issubclass(loop.TrainingError, LafrError)
+
+
+def test_a_compiled_model_learns_the_same_and_its_checkpoint_is_a_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.compile with the backend that generates no code: the graph is taken and run, no compiler is needed."""
+    real, compiled = torch.compile, []
+
+    def eager(model: torch.nn.Module) -> Any:
+        compiled.append(model)
+        return real(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", eager)
+    ends = []
+    for number, wanted in enumerate((False, True)):
+        conf = short(tmp_path, f"run{number}", **{"codebook.steps": 2, "codebook.kmeans_at": [0], "codebook.compile": wanted})
+        ends.append(checkpoints.load_state(run.run(codebook.CodebookTask, conf))["weights"])
+        assert len(compiled) == number
+    assert list(ends[0]) == list(ends[1])
+    assert all(torch.allclose(ends[1][name], value, atol=1e-5) for name, value in ends[0].items())
+
+
+def test_tf32_is_what_the_stage_says(tmp_path: Path) -> None:
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for wanted in (True, False):
+            conf = short(tmp_path, f"run{wanted}", **{"codebook.steps": 1, "codebook.tf32": wanted})
+            run.run(codebook.CodebookTask, conf)
+            assert [place.allow_tf32 for place in places] == [wanted, wanted]
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value

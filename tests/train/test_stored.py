@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from train import config
 from train.data import pairs, windows
 from train.data.faces import Picture, find_pictures
 from train.data.pairs import StoredPairs
-from train.engine import checkpoints, parts, run
+from train.engine import checkpoints, loop, parts, run
 from train.judges import shown
 from train.judges.losses import Critics
 from train.tasks import adapter, codebook, confidence, critic, decoder, diffusion, families, prior, thumbnail, vae
@@ -348,12 +350,83 @@ def test_other_models_processes_and_precision_are_refused_by_name(made: Path, tm
     assert [key for key in one if one[key] != two[key]] == ["processes"]
 
 
-def test_loaded_state_lies_where_the_model_does(made: Path) -> None:
-    """A checkpoint is read on the CPU; what a stage takes from it follows its own device (here ``meta``, for want of a GPU)."""
-    from train.tasks.codebook_learning import CodebookLearner
+ALONE = run.Collectives(lambda t: t, lambda t: t, lambda t: t)
+META = torch.device("meta")
 
-    book = AdapterNet(width=8, coarse=16, deep=16, code_width=4, entries=6, depth=1, grid=8).codebook
-    here = CodebookLearner(book, torch.Generator())
-    there = CodebookLearner(book.to("meta"), torch.Generator())
-    there.load_state_dict(here.state_dict())
-    assert {there.counts.device.type, there.sums.device.type} == {"meta"}
+
+def on_meta(stage: str, conf: config.Config) -> loop.Task:
+    """The stage's task as a run on another device builds it, here on ``meta``, for want of a GPU."""
+    where = parts.vae_of(conf, torch.device("cpu"))
+    if stage == "critic":
+        return critic.CriticTask(conf, where, META, ALONE)
+    if stage == "diffusion":
+        task = diffusion.DiffusionTask(conf, 8)
+        task.model.to(META)
+        return task
+    kinds = {"codebook": codebook.CodebookTask, "adapter": adapter.AdapterTask, "prior": prior.PriorTask}
+    return kinds[stage](conf, where, Critics(), META, ALONE)
+
+
+@pytest.mark.filterwarnings("ignore:.*is a no-op")
+@pytest.mark.parametrize("stage", ["codebook", "adapter", "prior", "critic", "diffusion"])
+def test_a_checkpoint_is_read_on_the_cpu_and_follows_the_model_to_its_device(made: Path, tmp_path: Path, stage: str) -> None:
+    if stage == "diffusion":
+        pytest.importorskip("diffusers")
+    start, needs = tasks(made)[stage]
+    conf = stored(made, **{**needs, "log.out": tmp_path / "run", f"{stage}.steps": 1})
+    start(conf)
+    task = on_meta(stage, conf)
+    settings_: config.Stage = getattr(conf, stage)
+    optimizer, average = loop.make_optimizer(task.model, settings_), loop.Average(task.model, 0.9)
+    path = checkpoints.newest(tmp_path / "run" / stage)
+    assert path is not None
+    step = loop.load(path, task, optimizer, average, SimpleNamespace(scaler=None), {"stage": stage})
+    assert step == 1 and optimizer.state
+    held = {
+        "weights": task.weights(),
+        "average": average.slow,
+        "task": task.state(),
+        "moments": [
+            {name: value for name, value in kept.items() if name != "step"}  # counts may stay with the host
+            for kept in optimizer.state.values()
+        ],
+    }
+    strays = [where for where, value in flat(held) if value.device != META]
+    assert [where for where in strays if not where.endswith((".step", "generator"))] == []
+
+
+def flat(value: Any, where: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a nested state with its path."""
+    if isinstance(value, Tensor):
+        yield where, value
+    elif isinstance(value, (dict, list, tuple)):
+        pairs_ = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs_:
+            yield from flat(inner, f"{where}.{key}")
+
+
+def test_clean_latents_alone_serve_the_diffusion_stage_and_no_other(made: Path, tmp_path: Path) -> None:
+    _, needs = tasks(made)["diffusion"]
+    conf = stored(made, **{**needs, "data.pairs": tmp_path / "clean", "pairs.versions": 0, "pairs.pixels": False})
+    pairs.run(conf)
+    shard, whole = (load_file(str(sorted(folder.glob("*.safetensors"))[0])) for folder in (tmp_path / "clean", made / "pairs"))
+    assert shard["z_lq"].shape == (3, 0, 4, 8, 8)
+    assert torch.allclose(shard["z_hq"].float(), whole["z_hq"].float(), atol=2e-3)  # the same draws
+    sample = pairs.StoredPairs(conf.data, 0, pixels=False, degraded=False)[0]
+    assert "z_lq" not in sample and sample["z_hq"].shape == (4, 8, 8)
+    with pytest.raises(InputError, match=r"holds clean latents alone \(pairs.versions 0\); this stage needs degraded ones"):
+        pairs.StoredPairs(conf.data, 0, pixels=False)
+    pytest.importorskip("diffusers")
+    assert (diffusion.run(replace(conf, log=replace(conf.log, out=str(tmp_path / "run")))) / "config.json").is_file()
+
+
+def test_noise_is_a_samples_own(made: Path) -> None:
+    """Whatever it is batched with: two processes draw what one with the whole batch draws; the next step draws anew."""
+    pytest.importorskip("diffusers")
+    task = diffusion.DiffusionTask(stored(made, **tasks(made)["diffusion"][1]), 8)
+    z, index = torch.zeros(3, 4, 8, 8), torch.tensor([5, 2, 7])
+    t, noise = task.draw(z, index)
+    t_two, two = task.draw(z[:2], index[1:])
+    assert torch.equal(two, noise[1:]) and torch.equal(t_two, t[1:]) and not torch.equal(noise[0], noise[1])
+    task.begin(task.model, None, 1)
+    assert not torch.equal(task.draw(z, index)[1], noise) and noise.std() == pytest.approx(1, abs=0.1)

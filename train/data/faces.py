@@ -11,8 +11,8 @@ import csv
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -35,13 +35,23 @@ from train.data.photos import Portrait, aligned_crop, read_split
 from train.data.sources import Inside
 
 log = logging.getLogger("train.data")
-Source = TypeVar("Source")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DRAWN = "drawn:"
+SEPARATOR = ";"
 DECODED = 2000
 """Up to so many chosen pictures are decoded at the start, so that bad ones are known then."""
 DRAWN_PARAMETERS = ("sigma_x", "sigma_y", "angle", "ratio", "noise", "quality", "gray")
 """What of a :class:`~lafr_core.images.degrade.Drawn` a batch carries along in ``drawn`` (B, 7)."""
+
+
+class Labelled(Protocol):
+    """A picture that may have a row in a face list."""
+
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+
+
+Source = TypeVar("Source", bound=Labelled)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Picture:
     matrix: Matrix | None = None
     number: int = 0
     inside: Inside | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Its row of faces.csv or manifest.csv."""
 
     def open(self) -> Image.Image:
         """The picture's file, decoded when it is used. Raises OSError and Pillow's errors."""
@@ -64,8 +76,24 @@ class Picture:
         return Image.open(self.path)
 
 
+def places_of(source: str) -> list[str]:
+    """The sources that a config's text names: several are separated by semicolons."""
+    return [place.strip() for place in source.split(SEPARATOR) if place.strip()] or [""]
+
+
 def find_pictures(source: str, split: str = "train") -> list[Picture]:
-    """All pictures of ``source``, in an order that does not depend on the file system.
+    """All pictures of every source in ``source``; of several, names begin with their folder's. Raises InputError for one
+    without any.
+    """
+    places = places_of(source)
+    if len(places) == 1:
+        return _pictures_in(places[0], split)
+    found = [(Path(place).name, picture) for place in places for picture in _pictures_in(place, split)]
+    return [replace(picture, name=f"{folder}/{picture.name}") for folder, picture in found]
+
+
+def _pictures_in(source: str, split: str) -> list[Picture]:
+    """The pictures of one source, in an order that does not depend on the file system.
 
     source: ``drawn:N``; a folder with ``manifest.csv`` (of ``prepare``) or ``faces.csv`` (whole photos with landmarks); tar
     shards or parquet files, one or a folder of them; or any folder, searched to any depth. Raises InputError when there is
@@ -79,10 +107,10 @@ def find_pictures(source: str, split: str = "train") -> list[Picture]:
         raise InputError(f"data: expected a folder of face pictures, found none at {source!r}; set data.source")
     if (root / "manifest.csv").is_file():
         with (root / "manifest.csv").open(newline="", encoding="utf-8") as file:
-            pictures = [Picture(row["file"], root / row["file"]) for row in csv.DictReader(file)]
+            pictures = [Picture(row["file"], root / row["file"], labels=row) for row in csv.DictReader(file)]
     elif (root / "faces.csv").is_file():
         photos = read_split(root, split)
-        pictures = [Picture(p.path.relative_to(root).as_posix(), p.path, p.matrix) for p in photos]
+        pictures = [Picture(p.path.relative_to(root).as_posix(), p.path, p.matrix, labels=p.labels) for p in photos]
     elif shards := sources.containers(root):
         pictures = [Picture(name, path, inside=place) for path in shards for name, place in sources.inside(path, SUFFIXES)]
     else:
@@ -122,8 +150,34 @@ def readable(pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
 
 
 def labelled_photos(data: Data) -> list[Portrait]:
-    """The chosen share of the training photos in ``data.source``'s faces.csv, for what is taught whole photos."""
-    return choose(read_split(Path(data.source), "train"), data.subset, data.subset_seed, data.subset_method)
+    """The chosen share of the training photos in ``data.source``'s faces.csv, balanced, for what is taught whole photos."""
+    photos = [photo for place in places_of(data.source) for photo in read_split(Path(place), "train")]
+    return balanced(choose(photos, data.subset, data.subset_seed, data.subset_method), data.balance)
+
+
+def balanced(pictures: Sequence[Source], column: str) -> list[Source]:
+    """Pictures of the smaller groups repeated, in turn, until every value of ``column`` has as many as the largest has.
+
+    ``age`` counts by ten years; pictures without the column, or with NA in it, are one group. Empty = as they are. Raises
+    InputError where no picture has the column.
+    """
+    if not column:
+        return list(pictures)
+    groups: dict[str, list[Source]] = {}
+    for picture in pictures:
+        groups.setdefault(_group_of(picture.labels, column), []).append(picture)
+    if set(groups) == {""}:
+        known = sorted({name for picture in pictures for name in picture.labels}) or ["none at all"]
+        raise InputError(f"data.balance: expected a column of the face list, got {column!r}; there is {', '.join(known)}")
+    largest = max(map(len, groups.values()))
+    return [group[number % len(group)] for group in groups.values() for number in range(largest)]
+
+
+def _group_of(labels: Mapping[str, str], column: str) -> str:
+    value = labels.get(column) or ""
+    if column == "age" and value[:1].isdigit():
+        return str(int(float(value)) // 10 * 10)
+    return "" if value == "NA" else value
 
 
 def choose(
@@ -322,7 +376,8 @@ def open_pictures(
     pictures = find_pictures(data.source if split == "train" else data.validation, split)
     if split == "train":
         pictures = choose(pictures, data.subset, data.subset_seed, data.subset_method, features)
-    return readable(pictures)
+    good, bad = readable(pictures)
+    return balanced(good, data.balance if split == "train" else ""), bad
 
 
 def write_list(path: Path, pictures: Sequence[Picture]) -> None:

@@ -69,8 +69,8 @@ def draw(picture: Picture, generator: np.random.Generator, data: Data, versions:
             sharp = sharp.flip(-1)
     sharp = tint(sharp, generator)
     pixels: NDArray[np.float32] = np.ascontiguousarray(sharp.permute(1, 2, 0).numpy())
-    low = [torch.from_numpy(spoil(pixels, generator, data.severity)[0]) for _ in range(versions)]
-    return sharp, torch.stack(low).permute(0, 3, 1, 2)
+    low = [torch.from_numpy(spoil(pixels, generator, data.severity)[0]).permute(2, 0, 1) for _ in range(versions)]
+    return sharp, torch.stack(low) if low else sharp.new_zeros(0, *sharp.shape)
 
 
 class Maker:
@@ -146,7 +146,8 @@ def plan_of(config: Config) -> dict[str, Any]:
     stage = {name: value for name, value in vars(config.pairs).items() if name not in ("rounds", "limit", "shard")}
     models = {name: identity_of(getattr(config.models, name)) for name in ("vae", *(("adapter",) if stage["aligned"] else ()))}
     family, data = config.models.family, config.data
-    return {"models": models, "family": family, "size": data.size, "severity": data.severity, **stage}
+    shares = {"balance": data.balance} if data.balance else {}
+    return {"models": models, "family": family, "size": data.size, "severity": data.severity, **shares, **stage}
 
 
 def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
@@ -254,10 +255,11 @@ class StoredPairs:
 
     With data.window: ``corner`` (W, 2) in cells and ``sharp`` (W, 3, s, s) pixels of the windows (of the second kind's smaller
     ones the rest is 0). Without: ``hq`` (3, S, S), where pixels were stored. ``z_al`` where it was stored; its fidelity then.
+    Without ``degraded`` only the clean side: no ``z_lq`` and ``z_al``.
     """
 
-    def __init__(self, data: Data, seed: int, *, pixels: bool = True) -> None:
-        self.data, self.seed, self.pixels = data, seed, pixels
+    def __init__(self, data: Data, seed: int, *, pixels: bool = True, degraded: bool = True) -> None:
+        self.data, self.seed, self.pixels, self.degraded = data, seed, pixels, degraded
         self.first = Shards(data.pairs)
         self.second = Shards(data.second_pairs) if data.second_pairs and data.second_share > 0 else None
         files = [*self.first.files, *(self.second.files if self.second else ())]
@@ -265,6 +267,8 @@ class StoredPairs:
         both = [s for s in (self.first, self.second) if s is not None]
         if pixels and not all(s.has("sharp") for s in both):
             raise InputError(f"{data.pairs}: holds no pixels, which this stage's terms need; store them with pairs.pixels true")
+        if degraded and not all(s.versions for s in both):
+            raise InputError(f"{data.pairs}: holds clean latents alone (pairs.versions 0); this stage needs degraded ones too")
         if data.window > self.first.cells:
             raise InputError(f"data.window: expected at most the stored {self.first.cells} cells, got {data.window}")
 
@@ -277,16 +281,17 @@ class StoredPairs:
         second = self.second is not None and g.random() < data.second_share
         shards = self.second if second and self.second is not None else self.first
         row = locate(position, len(shards), self.seed)[1]
-        version = int(g.integers(shards.versions))
+        version = int(g.integers(shards.versions)) if self.degraded else None
         fidelity = draw_fidelity(g, data)
         sample = {
-            "z_lq": shards.read(row, "z_lq", version).float(),
             "z_hq": shards.read(row, "z_hq").float(),
             "fidelity": torch.tensor(fidelity, dtype=torch.float32),
             "kind": torch.tensor(int(second)),
             "index": torch.tensor(row),
         }
-        if shards.has("z_al"):
+        if version is not None:
+            sample["z_lq"] = shards.read(row, "z_lq", version).float()
+        if version is not None and shards.has("z_al"):
             sample |= {"z_al": shards.read(row, "z_al", version).float(), "fidelity": shards.read(row, "fidelity")[version]}
         if data.window:
             sample["corner"] = torch.tensor([corner(g, data, shards.cells) for _ in range(data.windows)])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ class Portrait:
     path: Path
     landmarks: tuple[Point, ...]
     source: str
+    labels: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Its row of faces.csv."""
 
     @property
     def matrix(self) -> Matrix:
@@ -48,6 +51,7 @@ def read_split(root: Path, split: str) -> list[Portrait]:
             Path(root) / row["file"],
             tuple((float(row[f"{p}_x"]), float(row[f"{p}_y"])) for p in _POINTS),
             row["source"],
+            row,
         )
         for row in rows
     ]

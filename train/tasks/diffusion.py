@@ -71,10 +71,10 @@ class DiffusionTask(NetworkTask):
             super().__init__(new_unet(self.stage, cells, channels))
         self.alphas = alphas_cumprod().float()
         self.generator = torch.Generator()
-        self.step = self.micro = 0
+        self.step = 0
 
     def begin(self, model: nn.Module, samples: Any, step: int) -> None:
-        self.step, self.micro = step, 0
+        self.step = step
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         z, (t, noise) = batch["z_hq"], self.draw(batch["z_hq"], batch["index"])
@@ -85,12 +85,16 @@ class DiffusionTask(NetworkTask):
         return {"denoise": F.mse_loss(model(channels_last(noisy), t, context).sample.float(), wanted)}
 
     def draw(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps (B,) and noise like ``z``, by (seed, step, micro-batch, first sample): the same again after a resume."""
-        words = np.random.SeedSequence([self.config.seed, 11, self.step, self.micro, int(index[0])]).generate_state(2)
-        self.micro += 1
-        self.generator.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-        t = torch.randint(TIMESTEPS, (len(z),), generator=self.generator)
-        return t.to(z.device), torch.randn(z.shape, generator=self.generator).to(z.device)
+        """Timesteps (B,) and noise like ``z``, each sample's own by (seed, step, sample): the same after a resume and for any
+        number of processes.
+        """
+        times, noise = [], []
+        for sample in index.tolist():
+            words = np.random.SeedSequence([self.config.seed, 11, self.step, sample]).generate_state(2)
+            self.generator.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+            times.append(torch.randint(TIMESTEPS, (), generator=self.generator))
+            noise.append(torch.randn(z.shape[1:], generator=self.generator))
+        return torch.stack(times).to(z.device), torch.stack(noise).to(z.device)
 
     def architecture(self) -> dict[str, Any]:
         return {}
@@ -129,7 +133,7 @@ def save_unet(unet: Any, stage: DiffusionStage, folder: Path) -> Path:
 def run(config: Config) -> Path:
     """Train the denoiser and write its folder beside the checkpoints; returns the folder."""
     device = join_processes()
-    samples = StoredPairs(config.data, config.seed, pixels=False)
+    samples = StoredPairs(config.data, config.seed, pixels=False, degraded=False)
     shape = samples[0]["z_hq"].shape
     task = DiffusionTask(config, int(shape[-1]), int(shape[0]))
     task.model.to(device)

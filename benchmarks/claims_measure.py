@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from train.tools.evaluate import dlib_network
+from train.judges.metrics import dlib_network
 
 Array = NDArray[np.float64]
 

@@ -185,7 +185,7 @@ def commands(out: Path, faces: Path) -> dict[str, list[str]]:
     ]
     export = lambda name: [*train, "export", "--checkpoint", str(out / "run"), "--stage", name, "--out", str(out / "models")]
     restore = [
-        python, "-m", "lafr_core", "restore", str(out / "photo.png"), "--checkpoint", file, "--vae", file, "--adapter",
+        python, "-m", "lafr_core", "restore", str(out / "photo.png"), "--checkpoint", file, "--adapter",
         str(out / "models" / "adapter.safetensors"), "--box", "60,40,450,470", "--device", "cpu", "--overwrite",
     ]  # fmt: skip
     return {
@@ -193,10 +193,10 @@ def commands(out: Path, faces: Path) -> dict[str, list[str]]:
         "pairs": [*train, "pairs", *common],
         "codebook": stage("codebook", "--codebook.kmeans_at=[]", "--data.window=16"),
         "adapter": stage("adapter", "--data.window=16"),
-        "prior": stage("prior", "--prior.accumulate=1"),
+        "prior": stage("prior", "--prior.accumulate=1", "--data.window=16"),
         "export_adapter": export("adapter"),
         "export_prior": export("prior"),
-        "one_step": [*restore, "-o", str(out / "one"), "--lora", lora],
+        "one_step": [*restore, "-o", str(out / "one"), "--lora", lora, "--vae", file],
         "few_step": [*restore, "-o", str(out / "few"), "--steps", "2"],
         "ours": [python, me, str(out), "--part", "ours"],
         "diffusers": [python, me, str(out), "--part", "diffusers"],

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from train.data.drawn import draw_face
 from train.data.faces import find_pictures
 from train.data.preview import preview
 from train.engine import run
+from train.judges import metrics
 from train.judges.niqe import Niqe, aggd
 from train.tasks import codebook
 from train.tasks.adapter import AdapterTask
@@ -107,14 +109,13 @@ def test_evaluate_writes_table_values_and_sheet(trained: Any, tmp_path: Path, mo
     assert len(result["values"]["restored"]["PSNR"]) == 3
     assert result["means"]["degraded"]["PSNR"] != result["means"]["restored"]["PSNR"]
     text = (tmp_path / "evaluation.md").read_text()
-    assert "| LPIPS | lower | not available |" in text and "| FID | lower | not available |" in text
+    for name, better in (("LPIPS", "lower"), ("FID", "lower"), ("MUSIQ", "higher"), ("AdaFace, input and result", "higher")):
+        assert f"| {name} | {better} | not available | needs " in text
     with Image.open(tmp_path / "evaluation.png") as image:
         assert image.size == (3 * 64, 3 * 64)
 
 
 def test_celeba_layout_pairs_by_name(trained: Any, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     faces_at(tmp_path / "lq", 1)
     faces_at(tmp_path / "hq", 1)
     conf = replace(trained, data=replace(trained.data, validation=str(tmp_path)))
@@ -123,6 +124,31 @@ def test_celeba_layout_pairs_by_name(trained: Any, tmp_path: Path) -> None:
     (tmp_path / "lq" / "000.png").unlink()
     with pytest.raises(InputError, match="expected lq/ and hq/ with equal file names, found 0 and 1 files"):
         list(evaluate.pairs(conf, "celeba", 0))
+
+
+def test_faces_without_an_original_are_measured_by_what_needs_none(trained: Any, tmp_path: Path) -> None:
+    faces_at(tmp_path / "lq", 2)
+    (tmp_path / "lq" / "note.txt").touch()
+    conf = replace(trained, data=replace(trained.data, validation=str(tmp_path / "lq")))
+    found = list(evaluate.pairs(conf, "real", 0))
+    assert [pair.name for pair in found] == ["000.png", "inner/001.png"] and found[0].hq is None
+    mean = lambda a, b: float(a.mean())
+    columns = [
+        metrics.Metric("PSNR", "higher", mean),
+        metrics.Metric("own", "lower", mean, against="nothing"),
+        metrics.Metric("moved", "lower", lambda a, b: float((a - b).abs().mean()), against="input"),
+        metrics.Metric("folder", "lower", whole=lambda where: float(len(list(where.glob("*.png")))), against="nothing"),
+        metrics.Metric("absent", "lower", missing="needs a file"),
+    ]
+    restore = lambda pictures: pictures * 0.5
+    values, rows = evaluate.evaluate(restore, iter(found), columns, tmp_path / "out")
+    assert set(values["restored"]) == {"own", "moved", "folder"} and values["restored"]["folder"] == [2.0]
+    assert values["restored"]["own"] == pytest.approx([float(pair.lq.mean()) / 2 for pair in found])
+    assert values["degraded"]["moved"] == [0, 0] and values["restored"]["moved"] == values["restored"]["own"]
+    assert torch.equal(rows[0, 0], rows[0, 2]) and torch.equal(rows[0, 1], rows[0, 0] / 2)
+    text = evaluate.table(values, columns)
+    assert "| PSNR | higher | not available | needs the originals |" in text and "| folder | lower | 2.00 | 2.00 |" in text
+    assert "| absent | lower | not available | needs a file |" in text
 
 
 def test_summary_by_hand() -> None:
@@ -136,7 +162,7 @@ def test_identity_by_dlib_is_available_where_its_packages_are() -> None:
     if importlib.util.find_spec("face_recognition_models") is None:
         pytest.skip("face_recognition_models is not installed")
     photo = torch.from_numpy(pytest.importorskip("skimage.data").astronaut()).permute(2, 0, 1)[None].float() / 255
-    metric = evaluate._identity("dlib")
+    metric = metrics.identity_metric("dlib")
     assert metric.measure is not None, metric.missing
     assert metric.measure(photo, photo) == 1.0
     assert metric.measure(photo, photo.flip(2)) < 0.9

@@ -3,19 +3,21 @@
     python -m train evaluate --config runs/sd21/prior/step_00020000/config.yaml --checkpoint runs/sd21 [--layout celeba]
 
 Restores every validation face as the product restores a crop, at its defaults, and compares with the original. The faces are
-data.validation of the config: a plain HQ folder with synthetic degradation, or with ``--layout celeba`` a folder holding
-``lq/`` and ``hq/`` with equal file names, as CelebA-Test is handed out. A metric whose weights are not there is printed as not
-available, with what it needs.
+data.validation of the config: a plain HQ folder with synthetic degradation, with ``--layout celeba`` a folder holding ``lq/``
+and ``hq/`` with equal file names, as CelebA-Test is handed out, or with ``--layout real`` degraded faces whose original nobody
+has. A metric whose weights are not there is printed as not available, with the file it needs and its address. ``--ntire SET``
+adds the score of NTIRE's face restoration challenge with its identity gate (train/judges/metrics.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
 import json
 import logging
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,18 +31,17 @@ from torch import Tensor, nn
 from lafr_core.errors import InputError, LafrError
 from lafr_core.faces.boxes import five
 from lafr_core.geometry import FFHQ_TEMPLATE
-from lafr_core.images.metrics import psnr, ssim
 from lafr_core.pipeline import restore_crops
 from lafr_core.settings import RestoreSettings
 from lafr_core.store.outputs import Outputs
 from lafr_core.types import Face, LatentSpec, Models
 from train import config as configs
 from train.config import Config
-from train.data.faces import SUFFIXES, Picture, load_picture, open_faces, to_tensor
+from train.data.faces import SUFFIXES, Picture, find_pictures, load_picture, open_faces, readable, to_tensor
 from train.engine.checkpoints import open_checkpoint
 from train.engine.journal import grid
 from train.engine.parts import adapter_from, averaged, lora_prior, rebuilt, vae_of
-from train.judges.niqe import Niqe
+from train.judges.metrics import THRESHOLDS, Metric, ntire, open_metrics, to_bytes
 
 log = logging.getLogger("train.evaluate")
 Restore = Callable[[Tensor], Tensor]
@@ -49,25 +50,17 @@ SHEET_ROWS = 8
 
 @dataclass(frozen=True)
 class Pair:
-    """One validation face: degraded and original (3, S, S) in [0, 1]."""
+    """One validation face: degraded and original (3, S, S) in [0, 1]; None where nobody has the original."""
 
     name: str
     lq: Tensor
-    hq: Tensor
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One column of the table. ``measure`` takes a restored picture and its original (1, 3, S, S); None = not available."""
-
-    name: str
-    better: str
-    measure: Callable[[Tensor, Tensor], float] | None = None
-    missing: str = ""
+    hq: Tensor | None
 
 
 def pairs(conf: Config, layout: str, limit: int) -> Iterator[Pair]:
-    """The validation faces, in order. ``layout`` folder: degraded here, by the run's seed; celeba: lq/ and hq/ as they are."""
+    """The validation faces, in order. ``layout`` folder: degraded here, by the run's seed; celeba: lq/ and hq/ as they are;
+    real: degraded ones alone.
+    """
     if layout == "folder":
         faces, _ = open_faces(replace(conf.data, flip=0.0), conf.seed, split="val")
         count = min(limit or len(faces), len(faces))
@@ -75,6 +68,10 @@ def pairs(conf: Config, layout: str, limit: int) -> Iterator[Pair]:
         for index, position in by_picture[:count]:
             sample = faces[position]
             yield Pair(faces.pictures[index].name, sample["lq"], sample["hq"])
+        return
+    if layout == "real":
+        for picture in readable(find_pictures(conf.data.validation, "val"))[0][: limit or None]:
+            yield Pair(picture.name, to_tensor(load_picture(picture, conf.data.size)), None)
         return
     root = Path(conf.data.validation)
     low = {p.stem: p for p in sorted((root / "lq").glob("*")) if p.suffix.lower() in SUFFIXES}
@@ -147,133 +144,39 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def open_metrics(weights: Path | None, identity: str) -> list[Metric]:
-    """Every metric of the table; those whose network or weights are missing say what they need.
-
-    ``weights`` is a folder of them.
-    """
-    folder = weights or Path(".")
-    metrics = [
-        Metric("PSNR", "higher", lambda a, b: float(psnr(a, b))),
-        Metric("SSIM", "higher", lambda a, b: float(ssim(a, b))),
-    ]
-    niqe_file = folder / "niqe_pris_params.npz"
-    if niqe_file.is_file():
-        niqe = Niqe(niqe_file)
-        metrics.append(Metric("NIQE", "lower", lambda a, b: niqe(a[0])))
-    else:
-        metrics.append(Metric("NIQE", "lower", missing="needs niqe_pris_params.npz in --weights"))
-    metrics.append(_identity(identity))
-    metrics.append(_landmarks(folder))
-    metrics += [_pyiqa("lpips"), _pyiqa("dists")]
-    folders = "compares folders, not pairs: run pytorch-fid or clean-fid on the pictures of --save"
-    metrics.append(Metric("FID", "lower", missing=folders))
-    return metrics
-
-
-def _identity(name: str) -> Metric:
-    """1 minus the Euclidean distance of dlib's face descriptors; same person: above 0.4.
-
-    No training loss here uses that network.
-    """
-    if name != "dlib":
-        return Metric("identity", "higher", missing=f"expected the embedder dlib, got {name!r}")
-    try:
-        network = dlib_network()
-    except ImportError:
-        return Metric("identity (dlib)", "higher", missing="needs dlib-bin and face_recognition_models from PyPI")
-
-    def describe(picture: Tensor) -> np.ndarray[Any, Any]:
-        # The middle of an FFHQ crop is about dlib's own chip.
-        image = Image.fromarray(_bytes(picture[0])).resize((256, 256), Image.Resampling.BICUBIC).crop((42, 52, 214, 224))
-        return np.asarray(network.compute_face_descriptor(np.asarray(image.resize((150, 150), Image.Resampling.BICUBIC))))
-
-    def measure(a: Tensor, b: Tensor) -> float:
-        return float(1 - np.linalg.norm(describe(a) - describe(b)))
-
-    return Metric("identity (1 - dlib distance)", "higher", measure)
-
-
-def dlib_network() -> Any:
-    """dlib's face recognition network with the CC0 weights of the package face_recognition_models. Raises ImportError."""
-    import dlib
-
-    # Found by its folder: the package's own __init__ imports pkg_resources, which new setuptools no longer has.
-    spec = importlib.util.find_spec("face_recognition_models")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("face_recognition_models is not installed")
-    file = Path(next(iter(spec.submodule_search_locations))) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
-    return dlib.face_recognition_model_v1(str(file))
-
-
-def _landmarks(folder: Path) -> Metric:
-    """Mean distance of the five landmarks a detector finds in both pictures, as a share of the original's eye distance."""
-    name = "landmark distance"
-    try:
-        from lafr_core.faces.detectors import open_detector
-
-        file = folder / "retinaface_mobile0.25.pth"
-        kind = "retinaface-mobile0.25" if file.is_file() else "auto"
-        detector = open_detector(kind, weights=file if file.is_file() else None, device=torch.device("cpu"))
-    except (LafrError, OSError) as error:
-        return Metric(name, "lower", missing=str(error))
-
-    def measure(a: Tensor, b: Tensor) -> float:
-        found = [detector(picture[0], 0.5) for picture in (a, b)]
-        if not all(found):
-            return math.nan
-        p, q = (np.asarray(faces[0].landmarks) for faces in found)
-        return float(np.linalg.norm(p - q, axis=1).mean() / np.linalg.norm(q[0] - q[1]))
-
-    return Metric(name, "lower", measure)
-
-
-def _pyiqa(name: str) -> Metric:
-    """LPIPS (arXiv 1801.03924) or DISTS (arXiv 2004.07728) by pyiqa, whose own cache must hold the weights already.
-
-    It downloads them otherwise, and an evaluation downloads nothing.
-    """
-    title = name.upper()
-    try:
-        import pyiqa
-    except ImportError:
-        return Metric(title, "lower", missing="needs the package pyiqa and its weights")
-    files = {"lpips": ("LPIPS_v0.1_alex-df73285e.pth",), "dists": ("DISTS_weights-f5e65c96.pth",)}[name]
-    cache = Path(torch.hub.get_dir()) / "pyiqa"
-    absent = [file for file in files if not (cache / file).is_file()]
-    if absent:
-        return Metric(title, "lower", missing=f"needs {absent[0]} in {cache}")
-    network = pyiqa.create_metric(name, device="cpu")
-    return Metric(title, "lower", lambda a, b: float(network(a, b)))
+KINDS = ("degraded", "restored")
 
 
 def evaluate(
-    restore: Restore,
-    faces: Iterator[Pair],
-    metrics: Sequence[Metric],
-    save_to: Path | None = None,
-    outputs: Outputs | None = None,
+    restore: Restore, faces: Iterator[Pair], metrics: Sequence[Metric], save_to: Path, outputs: Outputs | None = None
 ) -> tuple[dict[str, dict[str, list[float]]], Tensor]:
     """Every available metric of the degraded and of the restored pictures, and the sheet's rows (R, 3, 3, S, S).
 
-    save_to: a folder for the restored pictures, written through ``outputs`` (None = nothing there is replaced).
+    The pictures are left in ``save_to``/degraded and /restored, written through ``outputs`` (None = nothing there is replaced):
+    FID looks at whole folders, and has one value in its list.
     """
     outputs = outputs or Outputs()
-    values: dict[str, dict[str, list[float]]] = {"degraded": {}, "restored": {}}
+    values: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
     rows: list[Tensor] = []
-    for pair in faces:
+    for number, pair in enumerate(faces):
         restored = restore(pair.lq[None])
-        if save_to is not None:
-            with outputs.writing(save_to / (Path(pair.name).stem + ".png")) as part:
-                Image.fromarray(_bytes(restored[0])).save(part, "PNG")
-        for kind, picture in (("degraded", pair.lq[None]), ("restored", restored)):
+        lq = pair.lq[None]
+        held = {"original": None if pair.hq is None else pair.hq[None], "input": lq, "nothing": lq}
+        for kind, picture in zip(KINDS, (lq, restored), strict=True):
+            with outputs.writing(save_to / kind / f"{number:05d}_{Path(pair.name).stem}.png") as part:
+                Image.fromarray(to_bytes(picture[0])).save(part, "PNG")
             for metric in metrics:
-                if metric.measure is not None:
-                    values[kind].setdefault(metric.name, []).append(metric.measure(picture, pair.hq[None]))
+                other = held[metric.against]
+                if metric.measure is not None and other is not None:
+                    values[kind].setdefault(metric.name, []).append(metric.measure(picture, other))
         if len(rows) < SHEET_ROWS:
-            rows.append(torch.stack([pair.lq, restored[0], pair.hq]))
+            rows.append(torch.stack([pair.lq, restored[0], pair.lq if pair.hq is None else pair.hq]))
     if not rows:
         raise InputError("evaluate: no validation faces; set data.validation")
+    for metric in metrics:
+        for kind in KINDS:
+            if metric.whole is not None:
+                values[kind][metric.name] = [metric.whole(save_to / kind)]
     return values, torch.stack(rows)
 
 
@@ -290,19 +193,18 @@ def table(values: dict[str, dict[str, list[float]]], metrics: Sequence[Metric]) 
     """The Markdown table: mean ± half of the 95 % interval."""
     lines = ["| metric | better | degraded | restored |", "|---|---|---|---|"]
     for metric in metrics:
-        if metric.measure is None:
+        if not metric.available:
             lines.append(f"| {metric.name} | {metric.better} | not available | {metric.missing} |")
             continue
+        if metric.name not in values["restored"]:
+            lines.append(f"| {metric.name} | {metric.better} | not available | needs the originals |")
+            continue
         cells = []
-        for kind in ("degraded", "restored"):
+        for kind in KINDS:
             mean, half, count = summary(values[kind][metric.name])
-            cells.append(f"{mean:.4f} ± {half:.4f} (n = {count})")
+            cells.append(f"{mean:.4f} ± {half:.4f} (n = {count})" if metric.whole is None else f"{mean:.2f}")
         lines.append(f"| {metric.name} | {metric.better} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
-
-
-def _bytes(picture: Tensor) -> np.ndarray[Any, Any]:
-    return (picture.permute(1, 2, 0).numpy() * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -311,13 +213,14 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder")
     parser.add_argument("--stage", choices=("adapter", "prior", "critic"), default="prior")
     parser.add_argument("--validation", help="another validation folder than the config's")
-    parser.add_argument("--layout", choices=("folder", "celeba"), default="folder")
+    parser.add_argument("--layout", choices=("folder", "celeba", "real"), default="folder")
+    parser.add_argument("--ntire", choices=tuple(THRESHOLDS), help="the challenge's score, with the gate of this test set")
     parser.add_argument("--fidelity", type=float, default=RestoreSettings().fidelity, help="default: the product's")
     parser.add_argument("--detail", type=float, default=RestoreSettings().detail, help="default: the product's")
     parser.add_argument("--limit", type=int, default=0, help="first N faces only; 0 = all")
     parser.add_argument("--weights", type=Path, help="folder with the metrics' weights")
     parser.add_argument("--identity", default="dlib")
-    parser.add_argument("--save", type=Path, help="save every restored picture here")
+    parser.add_argument("--save", type=Path, help="keep every picture here, in degraded/ and restored/")
     parser.add_argument("--out", type=Path, help="folder for evaluation.json, .md and .png; default: the run folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already (an input never is)")
@@ -334,16 +237,23 @@ def main(given: Sequence[str] | None = None) -> None:
         settings = RestoreSettings(fidelity=args.fidelity, detail=args.detail)
         restore = open_restorer(conf, args.checkpoint, args.stage, settings, torch.device(args.device))
         metrics = open_metrics(args.weights, args.identity)
-        values, rows = evaluate(restore, pairs(conf, args.layout, args.limit), metrics, args.save, outputs)
+        faces = pairs(conf, args.layout, args.limit)
+        with contextlib.nullcontext(args.save) if args.save else tempfile.TemporaryDirectory() as folder:
+            values, rows = evaluate(restore, faces, metrics, Path(folder), outputs)
     except LafrError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         sys.exit(1)
     text = table(values, metrics)
+    scores = {kind: ntire(values[kind], args.ntire) for kind in KINDS} if args.ntire else {}
+    text += "".join(f"\n{kind}: {score.sentence()}\n" for kind, score in scores.items())
     with outputs.writing(table_file) as part:
         part.write_text(text, encoding="utf-8")
     means = {kind: {name: summary(column)[0] for name, column in columns.items()} for kind, columns in values.items()}
-    missing = {m.name: m.missing for m in metrics if m.measure is None}
-    result = {"means": means, "values": values, "not_available": missing, "stage": args.stage, "settings": asdict(settings)}
+    missing = {m.name: m.missing for m in metrics if not m.available}
+    result = {
+        "means": means, "values": values, "not_available": missing, "stage": args.stage, "settings": asdict(settings),
+        "ntire": {kind: asdict(score) for kind, score in scores.items()},
+    }  # fmt: skip
     with outputs.writing(values_file) as part:
         part.write_text(json.dumps(plain(result), indent=1, allow_nan=False), encoding="utf-8")
     with outputs.writing(sheet_file) as part:

@@ -496,7 +496,9 @@ class Log:
     """Steps between validations on ``validation_faces`` of data.validation: validation.csv, validation.png; 0 = none."""
     validation_faces: int = 12
     best: str = "identity"
-    """The checkpoint that is best by this column is kept: psnr, ssim, identity, sharpness."""
+    """The checkpoint that is best by this column is kept: psnr, ssim, identity, sharpness, landmarks, perceptual, niqe."""
+    niqe: str = ""
+    """niqe_pris_params.npz, for the column niqe; empty = none."""
     patience: int = 0
     """Stop after so many validations without a better one; 0 = never."""
     save_every: int = 500
@@ -513,8 +515,9 @@ class Log:
             _require(getattr(self, key) >= 1, f"log.{key}", "1 or more", getattr(self, key))
         for key in ("validate_every", "patience"):
             _require(getattr(self, key) >= 0, f"log.{key}", "0 or more", getattr(self, key))
-        known = ("psnr", "ssim", "identity", "sharpness")
-        _require(self.best in known, "log.best", "psnr, ssim, identity or sharpness", self.best)
+        known = ("psnr", "ssim", "identity", "sharpness", "landmarks", "perceptual", "niqe")
+        _require(self.best in known, "log.best", f"one of {', '.join(known)}", self.best)
+        _require(bool(self.niqe) or self.best != "niqe", "log.best", "log.niqe to be set for niqe", self.niqe)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_yaml_round_trip_is_exact(tmp_path: Path) -> None:
         (["--data.window", "65"], r"data\.window: expected 0 to 64 cells, got 65"),
         (["--data.window", "22", "--data.around", "20"], r"data\.around: expected 0, or data\.window and more, got 20"),
         (["--critic.features", "vgg"], "efficientnet-lite0 or random, got vgg"),
-        (["--log.best", "loss"], "psnr, ssim, identity or sharpness, got loss"),
+        (["--log.best", "loss"], "one of psnr, ssim, identity, sharpness, landmarks, perceptual, niqe, got loss"),
         (["--adapter.lr", "fast"], r"adapter\.lr: expected a number, got 'fast'"),
         (["--adapter.batch", "1.5"], r"adapter\.batch: expected a whole number, got 1\.5"),
         (["--adapter.train_mapping", "3"], "expected true or false, got 3"),

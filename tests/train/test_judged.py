@@ -14,7 +14,8 @@ from train_tiny import settings
 from train import config
 from train.data import degradation
 from train.data.drawn import draw_face
-from train.engine import checkpoints, journal, loop, run
+from train.data.faces import Faces
+from train.engine import checkpoints, journal, loop, run, validation
 from train.tasks.codebook import CodebookTask
 
 ONE = SimpleNamespace(is_main_process=True, num_processes=1, device=torch.device("cpu"))
@@ -47,6 +48,27 @@ def test_a_run_is_judged_keeps_its_best_and_stops_early(tmp_path: Path) -> None:
     best = max(rows, key=lambda row: row["psnr"])["step"]
     kept = [int(p.name.removeprefix("step_")) for p in checkpoints.steps(out)]
     assert best in kept and max(kept) == rows[-1]["step"] == best + 2
+
+
+def test_every_column_is_best_for_the_same_picture_and_says_when_it_cannot_tell() -> None:
+    judge = validation.Judge(Faces([], config.Data(), 0), 0)
+    judge.opened = {
+        "embedder": lambda x: x.flatten(1),
+        "landmarks": lambda a, b: float((a - b).abs().mean()),
+        "features": lambda x: [x],
+    }
+    judge.niqe = lambda picture: float(picture.mean())  # type: ignore[assignment]
+    sharp = torch.from_numpy(draw_face(3, 128)).permute(2, 0, 1)[None]
+    other = torch.from_numpy(draw_face(4, 128)).permute(2, 0, 1)[None]
+    same, worse = judge.row(sharp, sharp), judge.row(other, sharp)
+    assert tuple(same) == validation.COLUMNS
+    assert all(same[name] > worse[name] for name in validation.COLUMNS if name != "niqe")
+    assert same["landmarks"] == 0 and same["sharpness"] == 0 and same["niqe"] == pytest.approx(-float(sharp.mean()))
+    judge.opened, judge.niqe = dict.fromkeys(("embedder", "landmarks", "features")), None
+    unknown = judge.row(sharp, sharp)
+    assert [name for name, value in unknown.items() if value != value] == ["identity", "landmarks", "perceptual", "niqe"]
+    judge.niqe = pytest.fail  # type: ignore[assignment]
+    assert judge.unnatural(sharp[..., :64]) != judge.unnatural(sharp[..., :64])  # smaller than a block: not asked
 
 
 def test_a_held_rate_stays_before_it_falls() -> None:

@@ -66,7 +66,7 @@ def held_out(config: Config) -> tuple[Faces | None, Judge | None]:
     if not config.data.validation:
         return None, None
     faces, _ = open_faces(replace(config.data, subset=1.0), config.seed, split="val")
-    return faces, Judge(faces, config.log.validation_faces)
+    return faces, Judge(faces, config.log.validation_faces, config.log.niqe)
 
 
 def run(make_task: Callable[..., Task], config: Config) -> Path:

@@ -244,12 +244,14 @@ def test_evaluate_keeps_what_is_there(name: str, trained: Any, tmp_path: Path, c
 
 
 def test_evaluate_saves_no_picture_over_another(tmp_path: Path) -> None:
-    (tmp_path / "b.png").write_bytes(b"mine")
+    results = tmp_path / "restored"
+    results.mkdir()
+    (results / "00001_b.png").write_bytes(b"mine")
     picture = torch.rand(3, 16, 16)
     faces = [evaluate.Pair("a.jpg", picture, picture), evaluate.Pair("b.jpg", picture, picture)]
-    with pytest.raises(InputError, match=r"b\.png: a file is there already"):
+    with pytest.raises(InputError, match=r"00001_b\.png: a file is there already"):
         evaluate.evaluate(lambda low: low, iter(faces), [], tmp_path)
-    assert contents(tmp_path)["b.png"] == b"mine" and "a.png" in contents(tmp_path)
+    assert contents(results)["00001_b.png"] == b"mine" and "00000_a.png" in contents(results)
 
 
 def test_export_keeps_what_is_there(trained: Any, tmp_path: Path) -> None:

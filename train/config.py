@@ -322,12 +322,14 @@ class DecoderStage(Judged):
 
     own: float = 0.75
     """Share of clean patches in the starter encoder's latents (pairs.beside); the others are in those of ``models.vae``'s."""
+    blend: float = 0.85
+    """How far the written decoder goes from what it was to what was learned (arXiv 1809.00219): texture against PSNR."""
     restored: float = 0.3
     """Share of patches in latents that the adapter aligned (pairs.aligned): smoother, and what is decoded in use."""
 
     def check(self, name: str) -> None:
         super().check(name)
-        for key in ("own", "restored"):
+        for key in ("own", "restored", "blend"):
             _require(0 <= getattr(self, key) <= 1, f"{name}.{key}", "a share in [0, 1]", getattr(self, key))
 
 

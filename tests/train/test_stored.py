@@ -248,6 +248,11 @@ def test_the_finish_moves_the_decoder_only_and_starts_at_what_it_was(made: Path,
     finished = checkpoint.open_network(start(conf), "vae", StarterVaeNet).state_dict()
     moved = {name.split(".")[0] for name, value in finished.items() if not torch.equal(value, shipped[name])}
     assert moved == {"decoder"}
+    learned = parts.averaged(checkpoints.load_state(checkpoints.newest(tmp_path / "run" / "decoder") or tmp_path))
+    old = shipped["decoder.out.bias"]
+    assert torch.allclose(finished["decoder.out.bias"], old + 0.85 * (learned["out.bias"] - old), atol=1e-3)
+    kept = decoder.blended(first.before, learned, 0.0)
+    assert all(torch.equal(value, shipped[f"decoder.{name}"]) for name, value in kept.items())
 
 
 def test_patches_hold_the_pixels_of_their_latents(made: Path, tmp_path: Path) -> None:

@@ -146,12 +146,17 @@ class DecoderTask(NetworkTask):
         return dict(self.whole.config)
 
 
+def blended(before: nn.Module, learned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights ``share`` of the way from ``before``'s to the learned ones."""
+    return {name: torch.lerp(value, learned[name].to(value), share) for name, value in before.state_dict().items()}
+
+
 def run(config: Config) -> Path:
     """Finish the decoder and write the autoencoder beside its checkpoints; returns the file."""
     device = join_processes()
     task = DecoderTask(config, device, collectives())
     last = train(task, config.decoder, config, Patches(config))
-    task.load_weights(averaged(checkpoints.load_state(last)))
+    task.load_weights(blended(task.before, averaged(checkpoints.load_state(last)), config.decoder.blend))
     notes = {"licence": "MIT", "run": config.name, "training": json.dumps({"steps": config.decoder.steps, "seed": config.seed})}
     path = last.parent / "vae.safetensors"
     checkpoint.save(path, "vae", task.whole, task.whole.config, notes)

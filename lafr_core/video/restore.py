@@ -28,7 +28,7 @@ from .frames import Clip, Frame
 from .steady import blend_latents, fuse_at, reach_of, working_side
 from .tracks import Track, Tracker, chosen, fade, smoothed
 
-LANDMARK_REACH = 8
+LANDMARK_REACH = 6
 """Frames to each side over which landmarks are smoothed at steadiness 1."""
 FADE = 6
 """Frames over which a face that appears in the middle of a scene is blended in, at steadiness 1."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..faces.boxes import five, overlap
 from ..types import Face
+from .motion import Glimpse, between, glimpse
 
 SAME_PLACE = 0.3
 """Intersection over union from which a face is where the track was expected."""
@@ -42,13 +43,15 @@ POINTS = 7
 """Five landmarks and two corners of the box."""
 
 Array = NDArray[np.float32]
+Steps = NDArray[np.complex64]
+UNKNOWN = (complex("nan"), complex("nan"))
 Embed = Callable[[Face], Tensor | None]
 """One face of the current frame -> its unit vector (D,), or None when there is no embedder."""
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One face over consecutive frames: 65 bytes a frame, so that hours fit into memory."""
+    """One face over consecutive frames: 77 bytes a frame, so that hours fit into memory."""
 
     number: int
     """Place in the chosen order, from 0: what the setting ``faces`` names."""
@@ -58,6 +61,8 @@ class Track:
     """(n, 7, 2): landmarks and box corners, frame by frame, interpolated where the face was missed."""
     scores: Array
     """(n,) detector's scores; 0 where the face was missed."""
+    steps: Steps
+    """(n, 2): how the face's pixels moved from the frame before, as ``motion.Motion`` has it (turn, shift); NaN where unknown."""
     fade_in: bool = True
     """The face appears in the middle of a scene; False where a scene or the clip begins with it."""
     fade_out: bool = True
@@ -99,6 +104,9 @@ class _Open:
     fade_in: bool
     rows: list[Array] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    steps: list[tuple[complex, complex]] = field(default_factory=list)
+    last: Glimpse | None = None
+    """What was seen of the face in the frame before this one."""
     person: Tensor | None = None
     missed: int = 0
     fade_out: bool = False
@@ -132,12 +140,14 @@ class Tracker:
         pairs = self._matched(faces, embed)
         taken = {number for _, number in pairs}
         for track, number in pairs:
-            self._extend(track, faces[number], embed)
+            self._extend(track, faces[number], embed, pixels)
         matched = {id(track) for track, _ in pairs}
         for track in self._open:
             if id(track) not in matched:
                 track.rows.append(track.rows[-1])
                 track.scores.append(0.0)
+                track.steps.append(UNKNOWN)
+                track.last = None
                 track.missed += 1
         ended = [track for track in self._open if track.missed > LONGEST_GAP]
         self._close(ended, fade_out=True)
@@ -147,7 +157,7 @@ class Tracker:
             if number not in taken:
                 track = _Open(self.frames, fade_in=not at_edge)
                 self._open.append(track)
-                self._extend(track, face, embed)
+                self._extend(track, face, embed, pixels)
         self.frames += 1
 
     def finish(self) -> list[Track]:
@@ -205,12 +215,16 @@ class Tracker:
                 result.append((track, number))
         return result
 
-    def _extend(self, track: _Open, face: Face, embed: Embed) -> None:
+    def _extend(self, track: _Open, face: Face, embed: Embed, pixels: Tensor) -> None:
         if track.person is None or len(track.rows) % EMBED_EVERY == 0:
             seen = embed(face)
             if seen is not None:
                 mixed = seen if track.person is None else REMEMBERED * track.person + (1 - REMEMBERED) * seen
                 track.person = F.normalize(mixed, dim=0)
+        seen_now = glimpse(pixels, face)
+        step = None if track.last is None else between(track.last, seen_now)
+        track.steps.append(UNKNOWN if step is None else (step.turn, step.shift))
+        track.last = seen_now
         track.rows.append(_row(face))
         track.scores.append(max(1e-6, face.score))
         track.missed = 0
@@ -218,7 +232,8 @@ class Tracker:
     def _close(self, tracks: Sequence[_Open], fade_out: bool) -> None:
         for track in tracks:
             seen = len(track.rows) - track.missed
-            track.rows, track.scores = track.rows[:seen], track.scores[:seen]
+            track.rows, track.scores, track.steps = track.rows[:seen], track.scores[:seen], track.steps[:seen]
+            track.last = None
             track.fade_out = fade_out or track.missed > 0
             self._closed.append(track)
 
@@ -249,68 +264,89 @@ def _filled(track: _Open, number: int) -> Track:
     flat = points.reshape(len(points), -1)
     filled = np.stack([np.interp(frames, known, flat[known, k]) for k in range(flat.shape[1])], axis=1)
     places = filled.reshape(points.shape).astype(np.float32)
-    return Track(number, track.start, places, scores, track.fade_in, track.fade_out, track.person)
+    steps = np.asarray(track.steps, dtype=np.complex64)
+    return Track(number, track.start, places, scores, steps, track.fade_in, track.fade_out, track.person)
 
 
 # --- smoothing ---
+
+Points = NDArray[np.complex128]
+"""(n, p): x + iy."""
 
 
 def smoothed(track: Track, reach: int) -> Track:
     """The track with the detector's jitter taken out, up to ``reach`` frames to each side; 0 returns it as it is.
 
-    A parabola is fitted around each frame (Savitzky and Golay 1964, with Gaussian weights), so that steady motion and
-    acceleration stay where they are in time; outliers weigh little. Where a long fit departs from a short one by more than the
-    jitter explains, the face really moved so: there the short fit counts.
+    What the neighbours show is first moved along with the face's pixels, so that however the head moves, landmarks that stand
+    still on it are averaged (Gaussian weights; outliers weigh little). It looks to both sides: nothing lags.
     """
-    if reach < 1 or len(track.points) < 5:
+    if reach < 1 or len(track.points) < 3:
         return track
-    raw = track.points.astype(np.float64)
-    weight = _trusted(raw, track.found)
-    short, long = _parabolas(raw, weight, min(2, reach)), _parabolas(raw, weight, reach)
-    # The spread of raw points around a short fit of 5: it takes about half of white jitter's variance away.
-    jitter = np.median(np.abs(raw - short)[track.found]) * 2.0 + 1e-3
-    away = np.linalg.norm(long - short, axis=-1).mean(1)
-    away = np.convolve(np.pad(away, 2, mode="edge"), np.ones(5) / 5, mode="valid")
-    departs = away**2 / (away**2 + (2.5 * jitter) ** 2)
-    mixed = long + (short - long) * departs[:, None, None]
-    return replace(track, points=mixed.astype(np.float32))
+    raw = track.points[..., 0].astype(np.float64) + 1j * track.points[..., 1]
+    steps = _known_steps(raw, track.steps)
+    calm = _mean(raw, steps, _trusted(raw, steps, track.found), reach)
+    return replace(track, points=_flat(calm).astype(np.float32))
 
 
-def _trusted(points: NDArray[np.float64], found: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Weights (n, p) of points (n, p, 2): little where missed, near 0 for outliers (Tukey's biweight).
+def _flat(points: Points) -> NDArray[np.float64]:
+    """Complex (n, p) -> (n, p, 2)."""
+    return np.stack([points.real, points.imag], axis=-1)
+
+
+def _mean(points: Points, steps: Points, weight: NDArray[np.float64], reach: int) -> Points:
+    """Around each frame the weighted mean of points brought there; weights (n, p)."""
+    sums, total = weight * points, weight.copy()
+    for offset, here, there, moved in _brought(points, steps, reach):
+        share = math.exp(-0.5 * (offset / (0.6 * reach)) ** 2) * weight[there]
+        sums[here] += share * moved
+        total[here] += share
+    return sums / total
+
+
+def _brought(points: Points, steps: Points, reach: int) -> Iterator[tuple[int, slice, slice, Points]]:
+    """For each offset within ``reach`` but 0: the frames ``here`` that have one so far away, those ``there``, and the points
+    there moved along the steps (n, 2) to where the same places of the face are here."""
+    n = len(points)
+    on, back = steps, np.stack([1 / steps[:, 0], -steps[:, 1] / steps[:, 0]], axis=1)
+    for sign in (1, -1):
+        turn, shift = np.ones(n, dtype=np.complex128), np.zeros(n, dtype=np.complex128)
+        for distance in range(1, min(reach, n - 1) + 1):
+            early, late = slice(0, n - distance), slice(distance, n)
+            # The way here grows by its far end: the step into the frame ahead, backwards, or the one out of the frame behind.
+            more, kept = (back[late], slice(0, n - distance)) if sign > 0 else (on[1 : n - distance + 1], slice(1, None))
+            turn, shift = turn[kept], shift[kept]
+            turn, shift = turn * more[:, 0], turn * more[:, 1] + shift
+            here, there = (early, late) if sign > 0 else (late, early)
+            yield sign * distance, here, there, turn[:, None] * points[there] + shift[:, None]
+
+
+def _known_steps(raw: Points, steps: Steps) -> Points:
+    """The steps (n, 2), and where they are unknown those of the landmarks, a little calmed in place."""
+    still = np.tile(np.asarray([1.0 + 0j, 0j]), (len(raw), 1))
+    calm = _mean(raw, still, np.ones(raw.shape), 2)
+    here, there = calm[:-1, :5], calm[1:, :5]
+    here_middle, there_middle = here.mean(1, keepdims=True), there.mean(1, keepdims=True)
+    away = here - here_middle
+    turn = (away.conj() * (there - there_middle)).sum(1) / np.maximum((np.abs(away) ** 2).sum(1), 1e-9)
+    still[1:] = np.stack([turn, there_middle[:, 0] - turn * here_middle[:, 0]], axis=1)
+    return np.where(np.isnan(steps).any(1)[:, None], still, steps.astype(np.complex128))
+
+
+def _trusted(points: Points, steps: Points, found: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Weights (n, p) of points: little where missed, near 0 for outliers (Tukey's biweight).
 
     An outlier lies away from the median of itself and the middles between its neighbours, one and two frames to each side.
     """
-    middles = [points]
+    brought = {offset: moved for offset, _, _, moved in _brought(points, steps, 2)}
+    middles = [_flat(points)]
     for step in (1, 2):
         middle = points.copy()
-        middle[step:-step] = (points[: -2 * step] + points[2 * step :]) / 2
-        middles.append(middle)
-    off = np.linalg.norm(points - np.median(middles, axis=0), axis=-1)
-    scale = 4.7 * 1.4826 * np.median(off[found]) + 0.05 + 1e-3 * np.ptp(points[:, :5, 0], axis=1).mean()
+        if len(points) > 2 * step:
+            middle[step:-step] = (brought[step][step:] + brought[-step][: len(points) - 2 * step]) / 2
+        middles.append(_flat(middle))
+    off = np.linalg.norm(_flat(points) - np.median(middles, axis=0), axis=-1)
+    scale = 4.7 * 1.4826 * np.median(off[found]) + 0.05 + 1e-3 * np.ptp(points[:, :5].real, axis=1).mean()
     return np.where(found, 1.0, GAP_WEIGHT)[:, None] * (np.clip(1 - (off / scale) ** 2, 0.0, 1.0) ** 2 + 1e-6)
-
-
-def _parabolas(points: NDArray[np.float64], weight: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
-    """The value in the middle of the weighted least-squares parabola around each frame; weights (n, p)."""
-    n = len(points)
-    offsets = np.arange(-reach, reach + 1)
-    bell = np.exp(-0.5 * (offsets / (0.5 * reach + 0.5)) ** 2)
-    moments = np.zeros((*weight.shape, 5))
-    sums = np.zeros((*weight.shape, 3, 2))
-    for j, b in zip(offsets, bell, strict=True):
-        low, high = max(0, -j), min(n, n - j)
-        if low >= high:  # the track is shorter than the window
-            continue
-        w = b * weight[low + j : high + j]
-        for power in range(5):
-            moments[low:high, :, power] += w * float(j) ** power
-        for power in range(3):
-            sums[low:high, :, power] += (w * float(j) ** power)[..., None] * points[low + j : high + j]
-    matrix = np.stack([moments[..., k : k + 3] for k in range(3)], axis=-2)
-    # A trace of a ridge on slope and curvature: where fewer than three points are seen, the parabola is not determined.
-    ridge = 1e-7 * moments[..., :1, None] * np.diag([0.0, reach**2, reach**4]) + 1e-12 * np.eye(3)
-    return np.asarray(np.linalg.solve(matrix + ridge, sums)[..., 0, :])
 
 
 # --- choosing ---
@@ -350,6 +386,7 @@ def as_arrays(tracks: Sequence[Track]) -> dict[str, NDArray[Any]]:
         "length": lengths,
         "points": np.concatenate([t.points for t in tracks]) if tracks else empty,
         "scores": np.concatenate([t.scores for t in tracks]) if tracks else empty[:, 0, 0],
+        "steps": np.concatenate([t.steps for t in tracks]) if tracks else empty[:, 0].astype(np.complex64),
         "numbers": np.asarray([t.number for t in tracks], dtype=np.int64),
         "lenders": np.asarray([t.lender for t in tracks], dtype=np.int64),
         "fades": np.asarray([(t.fade_in, t.fade_out) for t in tracks], dtype=bool).reshape(-1, 2),
@@ -362,6 +399,7 @@ def from_arrays(arrays: dict[str, NDArray[Any]]) -> list[Track]:
     rows = [arrays[name].tolist() for name in ("numbers", "start", "length", "fades", "lenders")]
     for number, start, length, (fade_in, fade_out), lender in zip(*rows, strict=True):
         part = slice(at, at + length)
-        tracks.append(Track(number, start, arrays["points"][part], arrays["scores"][part], fade_in, fade_out, None, lender))
+        points, scores, steps = (arrays[name][part] for name in ("points", "scores", "steps"))
+        tracks.append(Track(number, start, points, scores, steps, fade_in, fade_out, None, lender))
         at += length
     return tracks

@@ -21,18 +21,17 @@ from ..faces.masks import check_parser
 from ..faces.paste import paste_into
 from ..faces.people import nearest
 from ..geometry import CROP_SIZE, scale_of
-from ..pipeline import NO_REFERENCES, References, judged, restore_faces, restore_latents
+from ..pipeline import NO_REFERENCES, References, judged, restore_faces, restore_pixels
 from ..settings import RestoreSettings
 from ..types import Face, Models, Progress, ignore_progress
 from .frames import Clip, Frame
-from .steady import blend_latents, fuse_at, reach_of, working_side
+from .steady import calmed, fuse_at, reach_of, resized, working_side
 from .tracks import Track, Tracker, chosen, fade, smoothed
 
 LANDMARK_REACH = 6
 """Frames to each side over which landmarks are smoothed at steadiness 1."""
 FADE = 6
 """Frames over which a face that appears in the middle of a scene is blended in, at steadiness 1."""
-LATENT_AGREE = 0.35
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ class RestoredFrame:
     """The frame to write."""
     faces: tuple[tuple[int, Face], ...] = ()
     """(number of the track, the face restored in this frame with its read-outs)."""
+    mask: Tensor | None = None
+    """(1, H, W) in [0, 1]: where the frame was changed, and how far; None where it was not."""
 
 
 def survey(
@@ -79,9 +80,10 @@ def survey(
     size = (0, 0)
     for frame in clip.frames():
         pixels = frame.pixels()
-        size = (pixels.shape[-2], pixels.shape[-1])
         if frame.fault:
             faults.append((frame.index, frame.fault))
+        else:
+            size = (pixels.shape[-2], pixels.shape[-1])
         faces = [] if frame.fault else search(pixels, models.detector, settings)
 
         def embed(face: Face, pixels: Tensor = pixels) -> Tensor | None:
@@ -169,10 +171,17 @@ def _one_by_one(
         result = restore_faces(before[None], models, settings, references=references)
         done = frame.restored(before, result.images[0]) if result.faces else frame
         progress("restore", frame.index + 1 - start, end - start)
-        yield RestoredFrame(done, tuple(enumerate(result.faces)))
+        yield RestoredFrame(done, tuple(enumerate(result.faces)), result.masks[0] if result.faces else None)
 
 
 # --- the window ---
+
+
+def _enlarged(track: Track) -> float:
+    """How many times as large as in the frames a track's face is in its crops, where it is largest of some 200 frames."""
+    faces = (track.face(frame) for frame in range(track.start, track.stop, max(1, len(track.points) // 200)))
+    matrices = [place(face).matrix for face in faces if face is not None]
+    return min(scale_of(matrix) for matrix in matrices if matrix is not None)
 
 
 @dataclass(eq=False)
@@ -185,12 +194,12 @@ class _Held:
     """Cut out of the frame."""
     fused: dict[int, Tensor] = field(default_factory=dict)
     """Cleaned with the neighbours' crops."""
-    latents: dict[int, Tensor] = field(default_factory=dict)
-    """Restored."""
+    changes: dict[int, Tensor] = field(default_factory=dict)
+    """What restoring adds to ``fused``, float16, not much finer than the frame can show."""
 
 
 class _Window:
-    """Frames pass through: cut out at the front, cleaned with their neighbours in the middle, steadied and pasted at the back.
+    """Frames pass through: cut out at the front, cleaned and restored in the middle, steadied and pasted at the back.
 
     To give frames start to end it wants to be fed frames ``first`` to ``last``.
     """
@@ -203,6 +212,7 @@ class _Window:
         people = references.people
         self.lenders = {n: people[track.lender] if track.lender >= 0 else None for n, track in self.tracks.items()}
         self.weight = references.weight
+        self.enlarged = {n: _enlarged(track) for n, track in self.tracks.items()}
         self.known, self.models, self.settings, self.steadiness = known, models, settings, steadiness
         self.near = reach_of(steadiness)
         total = len(known.times)
@@ -248,26 +258,32 @@ class _Window:
         return held
 
     def _clean(self, index: int) -> None:
-        """Crops cleaned with their neighbours', and their latents."""
+        """Crops cleaned with their neighbours', and what restoring changes in them."""
         held = self.held[index]
         for number in held.crops:
             crops, middle = self._series(index, number, "crops")
-            matrix = held.faces[number].matrix
-            assert matrix is not None  # place() has set it
-            held.fused[number] = fuse_at(crops, middle, self.steadiness, working_side(CROP_SIZE, scale_of(matrix)))
+            held.fused[number] = fuse_at(crops, middle, self.steadiness, self._side(number))
         numbers = list(held.fused)
         for at in range(0, len(numbers), self.settings.batch_size):
             batch = numbers[at : at + self.settings.batch_size]
             crops = torch.stack([held.fused[number] for number in batch]).to(self.models.device, torch.float32)
             with torch.no_grad():
-                latents = restore_latents(
+                out = restore_pixels(
                     crops, self.models, self.settings.fidelity, self.settings.detail,
                     lenders=[self.lenders[number] for number in batch], weight=self.weight,
                 )  # fmt: skip
-            held.latents.update(zip(batch, latents, strict=True))
+                changes = color.match_color(out, crops, self.settings.color) - crops
+            for number, change in zip(batch, changes, strict=True):
+                # Twice as fine as the frame, so that shrinking costs no sharpness.
+                side = min(CROP_SIZE, 2 * self._side(number))
+                held.changes[number] = resized(change[None], side)[0].to("cpu", torch.float16)
+
+    def _side(self, number: int) -> int:
+        """The side at which a track's crops are worked on: one for all its frames, so that they fit together."""
+        return working_side(CROP_SIZE, self.enlarged[number])
 
     def _series(self, index: int, number: int, what: str) -> tuple[Tensor, int]:
-        """One track's crops or latents in the unbroken frames around ``index``, and which of them is its own."""
+        """One track's crops or changes in the unbroken frames around ``index``, and which of them is its own."""
         low = high = index
         while low - 1 >= index - self.near and number in getattr(self.held.get(low - 1), what, {}):
             low -= 1
@@ -276,25 +292,24 @@ class _Window:
         return torch.stack([getattr(self.held[k], what)[number] for k in range(low, high + 1)]), index - low
 
     def _finished(self, index: int) -> RestoredFrame:
-        """Latents steadied, decoded, coloured, pasted."""
+        """What restoring adds, steadied, put on the clean crops, pasted."""
         held, models, settings = self.held[index], self.models, self.settings
-        if not held.latents:
+        if not held.changes:
             return RestoredFrame(held.frame)
         before = held.frame.pixels()
         after, masks = before.clone()[None], before.new_zeros((1, 1, *before.shape[-2:]))
         done: list[tuple[int, Face]] = []
-        for number in held.latents:
-            face = held.faces[number]
-            series, middle = self._series(index, number, "latents")
-            latents = blend_latents(series, middle, self.steadiness, LATENT_AGREE)
-            crop, fused = held.crops[number][None].to(models.device), held.fused[number][None].to(models.device)
+        for number in held.changes:
+            face, crop = held.faces[number], held.crops[number][None].to(models.device)
+            changes, middle = self._series(index, number, "changes")
+            clean, _ = self._series(index, number, "fused")
+            change = calmed(changes.float(), clean, middle, self.steadiness)
+            out = (held.fused[number] + resized(change[None], CROP_SIZE)).clamp(0, 1).to(models.device)
             with torch.no_grad():
-                out = models.vae.decode(latents[None])
-                out = color.match_color(out, fused, settings.color)
                 out = grain.match_grain(out, crop, settings.grain)
                 (face,) = judged([face], crop, out, models, [self.lenders[number]])
             strength = settings.strength * fade(self.tracks[number], index, round(FADE * self.steadiness))
             pasting = replace(settings, strength=strength)
             paste_into(after, masks, [replace(face, image_index=0)], out.to(before), pasting, parser=models.parser)
             done.append((number, face))
-        return RestoredFrame(held.frame.restored(before, after[0]), tuple(done))
+        return RestoredFrame(held.frame.restored(before, after[0]), tuple(done), masks[0])

@@ -1,4 +1,4 @@
-"""The crops and latents of one track made to agree over time, where they show the same.
+"""The crops of one track made to agree over time, where they show the same.
 
 Crops of a track lie on one template, so head motion is out of them already. What is left, turning heads and speech, is followed
 by a coarse optical flow; where two frames then still differ by more than their noise, they show different things (a blink, a
@@ -57,13 +57,40 @@ def fuse(crops: Tensor, middle: int, steadiness: float) -> Tensor:
     return ((target[0] + (weight * moved).sum(0)) / (1 + weight.sum(0))).clamp(0, 1)
 
 
+def calmed(changes: Tensor, clean: Tensor, middle: int, steadiness: float) -> Tensor:
+    """What restoring changes in one frame (3, S, S), averaged with what it changes in the neighbours where they show the same.
+
+    changes: (N, 3, s, s), restored less clean, consecutive frames of one track; clean: (N, 3, S, S), the frames cleaned by
+    :func:`fuse`, on which motion is seen best. Returns (3, s, s). The frames' own content is not averaged once more, so motion,
+    blinks and speech stay as sharp in time as they are in ``clean``. At steadiness 0 the frame's own.
+    """
+    if steadiness == 0 or len(changes) == 1:
+        return changes[middle]
+    others = [k for k in range(len(changes)) if k != middle]
+    near = torch.tensor([k - middle for k in others], dtype=torch.float32)
+    small = _small(clean)
+    flow = flow_between(small[middle][None], small[others])
+    weight = _agreement(small[middle][None], warp(small[others], flow))
+    weight = weight * time_weights(near, steadiness)[:, None, None, None].to(changes)
+    weight = F.interpolate(weight, size=changes.shape[-2:], mode="bilinear", align_corners=False)
+    return (changes[middle] + (weight * warp(changes[others], flow)).sum(0)) / (1 + weight.sum(0))
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images (N, C, S, S) at another side: averaged when smaller, bicubic when larger."""
+    if side == images.shape[-1]:
+        return images
+    smaller = side < images.shape[-1]
+    mode = "bilinear" if smaller else "bicubic"
+    return F.interpolate(images, size=(side, side), mode=mode, antialias=smaller, align_corners=False)
+
+
 def fuse_at(crops: Tensor, middle: int, steadiness: float, side: int) -> Tensor:
     """:func:`fuse` done on crops (N, 3, S, S) shrunk to ``side``; what it changes is enlarged and added."""
     if side == crops.shape[-1] or steadiness == 0 or len(crops) == 1:
         return fuse(crops, middle, steadiness)
-    small = F.interpolate(crops, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-    change = (fuse(small, middle, steadiness) - small[middle])[None]
-    change = F.interpolate(change, size=crops.shape[-2:], mode="bicubic", align_corners=False)[0]
+    small = resized(crops, side)
+    change = resized((fuse(small, middle, steadiness) - small[middle])[None], crops.shape[-1])[0]
     return (crops[middle] + change).clamp(0, 1)
 
 
@@ -142,21 +169,6 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
     x = torch.arange(width, dtype=images.dtype, device=images.device)
     grid = torch.stack([(flow[:, 0] + x + 0.5) * (2 / width) - 1, (flow[:, 1] + y + 0.5) * (2 / height) - 1], dim=-1)
     return F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
-
-
-def blend_latents(latents: Tensor, middle: int, steadiness: float, agree: float) -> Tensor:
-    """One frame's latents (C, h, w) drawn to those of its neighbours where they agree.
-
-    latents: (N, C, h, w), consecutive frames of one track. ``agree``: the difference, as a share of the latents' spread, at
-    which a neighbour counts little. At steadiness 0 the frame's own.
-    """
-    if steadiness == 0 or len(latents) == 1:
-        return latents[middle]
-    near = torch.tensor([k - middle for k in range(len(latents))], dtype=torch.float32)
-    error = blur((latents - latents[middle]).square().mean(1, keepdim=True), 1.0).sqrt()
-    spread = latents[middle].std()
-    weight = torch.exp(-((error / (agree * spread)) ** 2)) * time_weights(near, steadiness)[:, None, None, None].to(latents)
-    return (weight * latents).sum(0) / weight.sum(0)
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,10 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already (an input never is)")
 
 
-def jobs_of(args: argparse.Namespace, command: str, suffix: Callable[[Path], str] = lambda source: ".png") -> Inputs:
-    """What the inputs name, less what earlier runs have made, and the journal of OUT."""
+def jobs_of(
+    args: argparse.Namespace, command: str, suffix: Callable[[Path], str] = lambda source: ".png", clips: Container[Path] = ()
+) -> Inputs:
+    """What the inputs name, less what earlier runs have made and less the ``clips`` among them, and the journal of OUT."""
     journal = Journal.open(args.out)
     before = journal.outputs_by_source(command)
     jobs = plan(
@@ -63,7 +65,8 @@ def jobs_of(args: argparse.Namespace, command: str, suffix: Callable[[Path], str
         recursive=args.recursive,
         suffix=suffix,
         earlier=lambda source: before.get(absolute(source)),
-        is_result=journal.made,
+        is_result=lambda path: path in clips or journal.made(path),
+        may_be_none=bool(clips),
     )
     return Inputs(jobs, journal)
 

@@ -169,6 +169,8 @@ class Run:
     """What reads photos for the gallery."""
     upscale: int = 1
     """How many times as large as its source a result is; for the report."""
+    clips: Sequence[Mapping[str, Any]] = ()
+    """What became of the clips of the same command; for the gallery."""
 
 
 def carry_out(run: Run, processes: Processes) -> int:
@@ -358,7 +360,8 @@ def _gallery(run: Run, results: Report) -> None:
     if run.gallery is None:
         return
     try:
-        gallery.write(run.gallery, results.header, results.entries.values(), results.outputs, run.read)
+        entries = [*results.entries.values(), *run.clips]
+        gallery.write(run.gallery, results.header, entries, results.outputs, run.read)
     except LafrError as error:
         say(f"lafr: {error}")
 

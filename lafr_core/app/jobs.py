@@ -44,6 +44,7 @@ def plan(
     suffix: Callable[[Path], str] = lambda source: ".png",
     earlier: Callable[[Path], Path | None] = lambda source: None,
     is_result: Callable[[Path], bool] = lambda path: False,
+    may_be_none: bool = False,
 ) -> list[Job]:
     """Files, folders and globs -> jobs writing ``out/<relative path><suffix>``, in the order given, folders sorted by name.
 
@@ -51,19 +52,19 @@ def plan(
     part; of several folders each keeps its own name (``out/album/...``). Inputs whose names differ in the suffix only
     (``a.jpg``, ``a.png``) keep it (``a.jpg.png``, ``a.png.png``); what still collides is numbered. ``earlier`` tells the result
     that a source had before, and goes first. Of folders and globs only image suffixes are taken, no hidden files, nothing
-    inside ``out`` when it lies in a folder, and none of ``is_result``. Raises InputError when an output is an input, or when
-    there is nothing to do.
+    inside ``out`` when it lies in a folder, and none of ``is_result``. Raises InputError when an output is an input, or,
+    unless ``may_be_none``, when there is nothing to do.
     """
     found: list[Found] = []
     seen: set[str] = set()
-    albums = _albums(inputs)
+    prefixes = albums(inputs)
     for text in inputs:
-        for one in _expand(text, out, recursive, albums.get(text, PurePath()), is_result):
+        for one in _expand(text, out, recursive, prefixes.get(text, PurePath()), is_result):
             key = os.path.realpath(one.source)
             if key not in seen:
                 seen.add(key)
                 found.append(one)
-    if not found:
+    if not found and not may_be_none:
         deeper = "" if recursive else "; add -r to search subfolders"
         raise InputError(f"no image files in {', '.join(map(repr, inputs))}{deeper}")
     names = _names(found, out, suffix, earlier)
@@ -74,7 +75,7 @@ def plan(
     return jobs
 
 
-def _albums(inputs: Sequence[str]) -> dict[str, PurePath]:
+def albums(inputs: Sequence[str]) -> dict[str, PurePath]:
     """The name that each of several folders keeps in the output folder; none for a folder that stands alone."""
     folders = list(dict.fromkeys(text for text in inputs if os.path.isdir(text)))
     if len(folders) < 2:
@@ -84,9 +85,9 @@ def _albums(inputs: Sequence[str]) -> dict[str, PurePath]:
     for text in folders:
         base = name = os.path.basename(os.path.realpath(text)) or "album"
         number = 2
-        while _folded(name) in taken:
+        while folded(name) in taken:
             name, number = f"{base}-{number}", number + 1
-        taken.add(_folded(name))
+        taken.add(folded(name))
         names[text] = PurePath(name)
     return names
 
@@ -102,7 +103,7 @@ def _expand(text: str, out: Path, recursive: bool, album: PurePath, is_result: C
         problem = regular_file(path) if os.path.lexists(path) else "expected an image file or folder, found nothing there"
         yield Found(path, PurePath(path.name), problem)
     else:
-        base = _fixed_part(path)
+        base = fixed_part(path)
         for match in sorted(map(Path, glob.glob(text, recursive=True))):
             picture = _entry(match)
             if picture is not None and not os.path.isdir(match) and not is_result(match):
@@ -143,7 +144,7 @@ def _entry(path: Path) -> Found | None:
     return Found(path, PurePath(), unopened=UNOPENED[suffix]) if suffix in UNOPENED else None
 
 
-def _fixed_part(pattern: Path) -> Path:
+def fixed_part(pattern: Path) -> Path:
     """The folders before the first part with a wildcard."""
     fixed: list[str] = []
     for part in pattern.parts[:-1]:
@@ -159,25 +160,25 @@ def _names(
     """One name each below ``out``; compared without case, because some file systems do."""
     ends = [suffix(one.source) for one in found]
     known = [_below(earlier(one.source), out, end) for one, end in zip(found, ends, strict=True)]
-    taken = {_folded(name) for name in known if name is not None}
+    taken = {folded(name) for name in known if name is not None}
     short = [one.relative.with_name(one.relative.stem + end) if one.relative.name else one.relative
              for one, end in zip(found, ends, strict=True)]  # fmt: skip
-    uses = Counter(_folded(name) for name, before in zip(short, known, strict=True) if before is None)
+    uses = Counter(folded(name) for name, before in zip(short, known, strict=True) if before is None)
     taken |= {text for text, count in uses.items() if count == 1 and text not in taken}
     contested = {text for text, count in uses.items() if count > 1}
-    contested |= {_folded(name) for name in known if name is not None}
+    contested |= {folded(name) for name in known if name is not None}
     names: list[PurePath] = []
     for one, end, name, before in zip(found, ends, short, known, strict=True):
         if before is not None:
             names.append(before)
             continue
-        if _folded(name) in contested and one.relative.name:
+        if folded(name) in contested and one.relative.name:
             name = one.relative.with_name(one.relative.name + end)
             number = 2
-            while _folded(name) in taken:
+            while folded(name) in taken:
                 name = one.relative.with_name(f"{one.relative.name}-{number}{end}")
                 number += 1
-            taken.add(_folded(name))
+            taken.add(folded(name))
         names.append(name)
     return names
 
@@ -192,6 +193,6 @@ def _below(path: Path | None, out: Path, suffix: str) -> PurePath | None:
         return None
 
 
-def _folded(name: PurePath | str) -> str:
+def folded(name: PurePath | str) -> str:
     """One text for the spellings that some file systems take for one."""
     return unicodedata.normalize("NFC", str(name)).casefold()

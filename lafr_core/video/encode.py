@@ -7,7 +7,7 @@ several processes can share a clip, and joining them copies packets without codi
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ from . import planes
 from .clips import FileClip, opened, package, picture_stream
 from .frames import ClipInfo, CodedFrame
 from .settings import ClipSettings
+from .target import Seal, no_seal
 
 ENCODERS = {"h264": "libx264", "h265": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1", "ffv1": "ffv1"}
 """``--codec`` -> FFmpeg's encoder. ffv1 is lossless: pixels that were not restored come out bit for bit."""
@@ -139,6 +140,34 @@ def _muxer(suffix: str) -> str:
     return {".mkv": "matroska", ".webm": "webm", ".mov": "mov", ".3gp": "3gp"}.get(suffix, "mp4")
 
 
+@dataclass(frozen=True)
+class Film:
+    """A film settled for a film: :class:`~lafr_core.video.target.Target` by the functions of this module."""
+
+    clip: FileClip
+    plan: Plan
+    how: ClipSettings
+
+    @classmethod
+    def settle(cls, clip: FileClip, how: ClipSettings) -> Film:
+        """See :func:`settle`."""
+        return cls(clip, settle(clip, how), how)
+
+    @property
+    def suffix(self) -> str:
+        return self.plan.suffix
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.plan.notes
+
+    def segment(self, path: Path) -> SegmentWriter:
+        return SegmentWriter(path, self.clip, self.plan, self.how)
+
+    def join(self, segments: Sequence[Path], out: Path, *, whole: bool = True, seal: Seal = no_seal) -> None:
+        join(self.clip, self.plan, segments, out, whole=whole, seal=seal)
+
+
 # --- one segment ---
 
 
@@ -223,10 +252,6 @@ def _fields_graph(stream: Any, order: str) -> Any:
 # --- joining ---
 
 
-def _no_seal(_: Path) -> None:
-    pass
-
-
 def join(
     clip: FileClip,
     plan: Plan,
@@ -234,7 +259,7 @@ def join(
     out: Path,
     *,
     whole: bool = True,
-    seal: Callable[[Path], None] = _no_seal,
+    seal: Seal = no_seal,
 ) -> None:
     """The segments, in order, as one clip at ``out``, with the sound, subtitles, chapters and titles of the source.
 
@@ -246,7 +271,7 @@ def join(
         with atomic(out) as temporary, opened(clip.path) as source:
             with av.open(str(temporary), "w", format=_muxer(plan.suffix), options=_movie_options(plan.suffix)) as result:
                 _fill(result, source, clip, plan, segments, whole)
-            seal(temporary)
+            seal(clip.path, temporary, out)
     except (av.error.FFmpegError, OSError) as error:
         raise ClipError(f"{out}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 

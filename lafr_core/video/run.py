@@ -1,4 +1,4 @@
-"""One clip file restored into another: in segments, so that a stop loses seconds of work, and several processes can share it.
+"""One clip restored into another: in segments, so that a stop loses seconds of work, and several processes can share it.
 
 While a clip is worked on, a hidden folder beside the result holds the tracks and the finished segments. It goes when the clip
 is done; after a stop it stays, with a playable file of what is done so far, until the same clip is restored again.
@@ -26,10 +26,10 @@ from ..pipeline import NO_REFERENCES, References
 from ..settings import RestoreSettings
 from ..store.atomic import atomic
 from ..types import Models, Progress, ignore_progress
-from .clips import FileClip, package
-from .encode import Plan, SegmentWriter, join, settle
 from .restore import Survey, restored_frames, survey
 from .settings import ClipSettings
+from .sources import open_source
+from .target import Source, Target, Writer
 from .tracks import as_arrays, from_arrays
 
 SEGMENT = 100
@@ -55,6 +55,10 @@ class TrackReport:
     """One restored track, for people."""
 
     number: int
+    start: int
+    """Number of its first frame."""
+    box: tuple[float, float, float, float]
+    """Where the face is in its first frames: their median box, in upright pixels."""
     first: float
     """Seconds from the clip's start."""
     last: float
@@ -79,8 +83,9 @@ class ClipResult:
     notes: tuple[str, ...] = ()
 
 
-Seal = Callable[[Path, Path, ClipResult], None]
-"""(the written file, the name that it is about to get, what became of the clip): the last word before it has that name."""
+Sealed = Callable[[Path, Path, Path, ClipResult], None]
+"""(source, the written file, the name that it is about to get, what became of the clip): the last word before it has that
+name. Of a folder of frames it is called for each."""
 
 
 def restore_clip(
@@ -96,11 +101,12 @@ def restore_clip(
     signature: Mapping[str, Any] | None = None,
     team: Team | None = None,
     progress: Progress = ignore_progress,
-    seal: Seal = lambda written, output, result: None,
+    seal: Sealed = lambda source, written, output, result: None,
 ) -> ClipResult:
-    """Restore the faces of a clip file, and write it with all that it held: sound, subtitles, chapters, times, colours.
+    """Restore the faces of a clip, and write it with all that it held: sound, subtitles, chapters, times, colours.
 
-    out: the result without its suffix, which follows from codec and source (:func:`lafr_core.video.encode.settle`). A stop
+    source: a film, an animated picture (GIF, WebP, PNG), or a folder whose pictures are the frames, in the order of names.
+    out: the result without its suffix, which follows from codec and source; of a folder it is a folder. A stop
     (KeyboardInterrupt, or Cancelled from ``progress``) leaves ``OUT.partial.SUFFIX``, playable, and with ``resume`` the next
     call goes on at the last whole segment; where the source, a setting or ``signature`` (JSON that tells models and
     references apart) has changed it begins anew. Raises ClipError, InputError where a file is there already and
@@ -108,30 +114,29 @@ def restore_clip(
     """
     settings, how = settings or RestoreSettings(), clip_settings or ClipSettings()
     team = team or Team()
-    clip = FileClip(source, deinterlace=how.deinterlace)
-    plan = settle(clip, how)
-    out = out.with_name(out.name + plan.suffix)
+    clip, target = open_source(source, how)
+    out = out.with_name(out.name + target.suffix)
     if not overwrite and (out.exists() or out.is_symlink()):
         raise InputError(f"{out}: a file is there already; choose another name or pass overwrite=True")
-    work = _Work.open(out, clip, settings, how, signature, resume, team)
+    work = _Work.open(out, target.suffix, clip, settings, how, signature, resume, team)
     waits = _Waits(team, 3)
 
     try:
         known = work.known(
             lambda: survey(clip, models, settings, how.steadiness, references=references, progress=progress), waits
         )
-        _restore_segments(work, clip, plan, known, models, settings, how, references, team, progress)
+        _restore_segments(work, clip, target, known, models, settings, how, references, team, progress)
         waits.one()
-        result = _result(work, clip, plan, known)
+        result = _result(work, clip, target, known)
         if team.index == 0:
             work.check_whole(len(known.times))
-            join(clip, plan, work.segments(), out, seal=lambda written: seal(written, out, result))
+            target.join(work.segments(), out, seal=lambda origin, written, output: seal(origin, written, output, result))
             work.remove()
         waits.one()
         return result
     except BaseException as error:
         if team.index == 0:
-            work.save_partial(clip, plan)
+            work.save_partial(target)
         if isinstance(error, Exception):  # the others wait for this process, whatever became of its part
             waits.rest()
         raise
@@ -154,7 +159,7 @@ class _Waits:
 
 
 def _restore_segments(
-    work: _Work, clip: FileClip, plan: Plan, known: Survey, models: Models, settings: RestoreSettings, how: ClipSettings,
+    work: _Work, clip: Source, target: Target, known: Survey, models: Models, settings: RestoreSettings, how: ClipSettings,
     references: References, team: Team, progress: Progress,
 ) -> None:  # fmt: skip
     total = len(known.times)
@@ -167,9 +172,9 @@ def _restore_segments(
         )  # fmt: skip
         for number in run:
             said: Said = {}
-            with work.segment(number, clip, plan, how) as writer:
+            with work.segment(number, target) as writer:
                 for done in itertools.islice(frames, min(total, (number + 1) * SEGMENT) - number * SEGMENT):
-                    writer.write(done.frame)  # type: ignore[arg-type]
+                    writer.write(done.frame)
                     for track, face in done.faces:
                         for name in READ_OUTS:
                             if (value := getattr(face, name)) is not None:
@@ -198,12 +203,14 @@ def _offset(progress: Progress, start: int, total: int) -> Progress:
     return lambda stage, done, _: progress(stage, start + done, total)
 
 
-def _result(work: _Work, clip: FileClip, plan: Plan, known: Survey) -> ClipResult:
+def _result(work: _Work, clip: Source, target: Target, known: Survey) -> ClipResult:
     base = clip.info.time_base
     said = work.said()
     tracks = tuple(
         TrackReport(
             number=track.number,
+            start=track.start,
+            box=track.begins_at(),
             first=round(float(known.times[track.start] * base), 3),
             last=round(float(known.times[track.stop - 1] * base), 3),
             frames=len(track.points),
@@ -212,7 +219,7 @@ def _result(work: _Work, clip: FileClip, plan: Plan, known: Survey) -> ClipResul
         )
         for track in known.tracks
     )
-    notes = [*clip.info.notes, *plan.notes, *clip.faults]
+    notes = [*clip.info.notes, *target.notes, *clip.faults]
     notes += [f"frame {index}: {why}; passed through as it is" for index, why in known.faults[:20]]
     if len(known.faults) > 20:
         notes.append(f"{len(known.faults) - 20} further damaged frames passed through")
@@ -233,15 +240,16 @@ class _Work:
 
     @classmethod
     def open(
-        cls, out: Path, clip: FileClip, settings: RestoreSettings, how: ClipSettings, signature: Mapping[str, Any] | None,
-        resume: bool, team: Team,
+        cls, out: Path, suffix: str, clip: Source, settings: RestoreSettings, how: ClipSettings,
+        signature: Mapping[str, Any] | None, resume: bool, team: Team,
     ) -> _Work:  # fmt: skip
         """The folder beside ``out``, emptied unless it can be gone on with."""
         folder = out.with_name(f".{out.name}.lafr")
-        work = cls(out, folder, out.suffix, out.with_name(f"{out.stem}.partial{out.suffix}"))
+        stem = out.name.removesuffix(suffix)
+        work = cls(out, folder, suffix, out.with_name(f"{stem}.partial{suffix}"))
         state = {
             "lafr": __version__,
-            "pyav": package().__version__,
+            "pyav": _pyav(),
             "segment": SEGMENT,
             "source": _fingerprint(clip.path),
             "settings": asdict(settings),
@@ -275,7 +283,7 @@ class _Work:
         return self.folder / f"{number:06d}{self.suffix}"
 
     def has(self, number: int) -> bool:
-        return self.path(number).is_file()
+        return self.path(number).exists()
 
     def segments(self) -> list[Path]:
         """The finished segments from the first on, up to the first that is missing."""
@@ -290,8 +298,8 @@ class _Work:
         if there != wanted:
             raise ClipError(f"{self.out}: expected {wanted} segments, found {there}; the same command with --resume goes on")
 
-    def segment(self, number: int, clip: FileClip, plan: Plan, how: ClipSettings) -> _Segment:
-        return _Segment(self.path(number), clip, plan, how)
+    def segment(self, number: int, target: Target) -> _Segment:
+        return _Segment(self.path(number), target)
 
     def note(self, number: int, said: Said) -> None:
         """Keep what is known of one segment's faces, as sums."""
@@ -308,42 +316,64 @@ class _Work:
                     result.setdefault(track, {}).setdefault(name, []).extend([total / count] * count)
         return result
 
-    def save_partial(self, clip: FileClip, plan: Plan) -> None:
+    def save_partial(self, target: Target) -> None:
         """What is done so far, as a clip that plays; nothing where nothing is done."""
         ready = self.segments()
         begun = self.folder / f"{len(ready):06d}.begun{self.suffix}"
-        paths = [*ready, *([begun] if begun.is_file() else [])]
+        paths = [*ready, *([begun] if begun.exists() else [])]
         if paths:
-            join(clip, plan, paths, self.partial, whole=False)
-        begun.unlink(missing_ok=True)
+            _remove(self.partial)
+            target.join(paths, self.partial, whole=False)
+        _remove(begun)
 
     def remove(self) -> None:
-        self.partial.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.partial)
+        _remove(self.folder)
 
 
 class _Segment:
     """A segment while it is written: whole under its own name at the end, ``.begun`` and playable after a stop."""
 
-    def __init__(self, path: Path, clip: FileClip, plan: Plan, how: ClipSettings) -> None:
+    def __init__(self, path: Path, target: Target) -> None:
         self.path, self.begun = path, path.with_name(f"{path.stem}.begun{path.suffix}")
-        self.writer = SegmentWriter(self.begun, clip, plan, how)
+        _remove(self.begun)
+        self.writer = target.segment(self.begun)
 
-    def __enter__(self) -> SegmentWriter:
+    def __enter__(self) -> Writer:
         return self.writer
 
     def __exit__(self, kind: Any, *_: object) -> None:
         if self.writer.frames == 0:
             self.writer.abandon()
-            self.begun.unlink(missing_ok=True)
+            _remove(self.begun)
             return
         self.writer.close()
         if kind is None:
             os.replace(self.begun, self.path)
 
 
+def _remove(path: Path) -> None:
+    """Take away a file or folder of ours, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _pyav() -> str:
+    try:
+        import av
+    except ImportError:  # animations and folders of frames do without
+        return ""
+    return str(av.__version__)
+
+
 def _fingerprint(path: Path) -> dict[str, Any]:
-    """What tells whether a file is still the same: size and the hash of its first and last megabyte."""
+    """What tells whether a file is still the same: size and the hash of its first and last megabyte. Of a folder: the names,
+    sizes and times of its files."""
+    if path.is_dir():
+        files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in os.scandir(path) if e.is_file())
+        return {"files": len(files), "sha256": hashlib.sha256(repr(files).encode()).hexdigest()}
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(1 << 20)

@@ -62,7 +62,7 @@ class Track:
     scores: Array
     """(n,) detector's scores; 0 where the face was missed."""
     steps: Steps
-    """(n, 2): how the face's pixels moved from the frame before, as ``motion.Motion`` has it (turn, shift); NaN where unknown."""
+    """(n, 2): how the face's pixels moved from the frame before, turn and shift of ``motion.Motion``; NaN where unknown."""
     fade_in: bool = True
     """The face appears in the middle of a scene; False where a scene or the clip begins with it."""
     fade_out: bool = True
@@ -91,6 +91,11 @@ class Track:
             landmarks=five(row[:5]),
             score=float(self.scores[frame - self.start]),
         )
+
+    def begins_at(self, frames: int = 16) -> tuple[float, float, float, float]:
+        """The median box of its first frames, rounded for people."""
+        (x0, y0), (x1, y1) = np.median(self.points[:frames, 5:], axis=0).round(1).tolist()
+        return x0, y0, x1, y1
 
 
 # --- following ---
@@ -329,7 +334,8 @@ def _known_steps(raw: Points, steps: Steps) -> Points:
     away = here - here_middle
     turn = (away.conj() * (there - there_middle)).sum(1) / np.maximum((np.abs(away) ** 2).sum(1), 1e-9)
     still[1:] = np.stack([turn, there_middle[:, 0] - turn * here_middle[:, 0]], axis=1)
-    return np.where(np.isnan(steps).any(1)[:, None], still, steps.astype(np.complex128))
+    unknown = np.isnan(steps.real).any(axis=1, keepdims=True)
+    return np.where(unknown, still, steps.astype(np.complex128))
 
 
 def _trusted(points: Points, steps: Points, found: NDArray[np.bool_]) -> NDArray[np.float64]:

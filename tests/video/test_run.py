@@ -13,6 +13,7 @@ from clip_files import MakeClip
 from fakes import face_at, parts
 
 from lafr_core.errors import ClipError, InputError, SettingsError
+from lafr_core.settings import RestoreSettings
 from lafr_core.video import run
 from lafr_core.video.clips import FileClip
 from lafr_core.video.run import ClipResult, Team, restore_clip
@@ -37,7 +38,7 @@ def same(a: Path, b: Path) -> bool:
 
 def test_a_clip_is_restored_and_what_has_no_face_keeps_its_bits(make_clip: MakeClip, tmp_path: Path) -> None:
     source = make_clip("a.mkv", 12)
-    result = restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS)
+    result = restore_clip(source, tmp_path / "out", MODELS, RestoreSettings(color=0.0), LOSSLESS)
     assert result.output == tmp_path / "out.mkv" and result.frames == 12 and result.found == 1
     (track,) = result.tracks
     assert (track.first, track.last, track.frames, track.missed) == (0.0, 0.48, 12, 0) and track.change is not None

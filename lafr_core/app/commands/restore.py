@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...errors import InputError
 from ...faces.detectors import open_detector
@@ -12,6 +14,7 @@ from ...images.enlarge import FACTORS
 from ...pipeline import REFERENCE_WEIGHT, References
 from ...settings import RestoreSettings, options
 from ...store.outputs import Outputs
+from .. import gallery
 from ..arguments import (
     Commands,
     add_inputs,
@@ -26,11 +29,14 @@ from ..arguments import (
     settings_of,
 )
 from ..batch import Reader, Run, Worker, carry_out, rehearse, restore_crop, restore_photo
-from ..clips import add_clip_settings, restore_clips, split
+from ..clips import ClipJob, add_clip_settings, find, restore_clips
+from ..journal import Journal
 from ..output import FORMATS, Style
 from ..processes import Processes, join
 from ..report import is_report
 from ..signature import made_with
+
+Told = Sequence[Mapping[str, Any]]
 
 
 def add(commands: Commands) -> None:
@@ -113,26 +119,46 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--aligned and --box: expected one of them, got both; aligned crops need no boxes")
     if args.aligned and args.upscale != 1:
         raise InputError("--aligned and --upscale: expected one of them, got both; face crops keep their size")
-    clips, args.inputs = split(args.inputs)
-    if clips and args.upscale != 1:
-        raise InputError(f"{clips[0]}: expected photos with --upscale, got a clip; restore clips in a run of their own")
-    if clips and (args.aligned or args.box):
-        raise InputError("--aligned and --box: expected photos, got a clip; faces of clips are found and followed")
+    made = Journal.open(args.out).made
+    clips, args.inputs = find(args.inputs, args.out, recursive=args.recursive, sequence=args.sequence, is_result=made)
+    if args.aligned or args.box or args.upscale != 1:  # for photos only
+        asked = next((clip.source for clip in clips if clip.asked), None)
+        if asked is not None and args.upscale != 1:
+            raise InputError(f"{asked}: expected photos with --upscale, got a clip; restore clips in a run of their own")
+        if asked is not None:
+            raise InputError(
+                f"{asked}: expected photos with --aligned and --box, got a clip, whose faces are found and followed"
+            )
+        clips = []
     if args.dry_run:
         for clip in clips:
-            print(f"{clip}: a clip; its faces are found while it is restored")
-        clips = []
-    if clips and args.report is not None:  # the clips' part is written beside what the photos of this run wrote
-        Outputs(clips, overwrite=args.overwrite, ours=lambda path: args.resume and is_report(path)).check(args.report)
+            print(f"{clip.source}: a clip; its faces are found while it is restored")
+        return (_photos(args, settings, read, clips) or 0) if args.inputs else 0
+    outputs = Outputs(
+        [clip.source for clip in clips], overwrite=args.overwrite, ours=lambda path: args.resume and _is_ours(path)
+    )
+    if clips:  # the clips' part of them is written beside what the photos of this run wrote
+        outputs.check(*(path for path in (args.report, args.gallery) if path is not None))
     done = restore_clips(args, clips, settings) if clips else None
-    code = _photos(args, settings, read) if args.inputs else 0
+    told = () if done is None else done.entries
+    code = _photos(args, settings, read, clips, told) if args.inputs else None
     if done is not None:
         done.report(args.report)
-        code = max(code, int(done.failed))
-    return code
+        if code is None and args.gallery is not None and done.first:
+            gallery.write(args.gallery, done.header, done.entries, outputs, read)
+        code = max(code or 0, int(done.failed))
+    return code or 0
 
 
-def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader) -> int:
+def _is_ours(path: Path) -> bool:
+    return is_report(path) or gallery.is_gallery(path)
+
+
+def _photos(
+    args: argparse.Namespace, settings: RestoreSettings, read: Reader, clips: Sequence[ClipJob], told: Told = ()
+) -> int | None:
+    """The photos' exit code; None where the inputs hold clips only. ``told``: the clips' entries, for the gallery."""
+
     def open_worker(processes: Processes) -> Worker:
         models = models_of(args, settings, processes.device)
         references = references_of(args, models, settings)
@@ -143,7 +169,9 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader) -
         )
 
     style = Style(args.format, args.quality, not args.no_record)
-    inputs = jobs_of(args, "restore", style.suffix)
+    inputs = jobs_of(args, "restore", style.suffix, clips={clip.source for clip in clips})
+    if not inputs.jobs:
+        return None
     signature = made_with(
         args,
         settings,
@@ -168,6 +196,7 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader) -
         gallery=args.gallery,
         read=read,
         upscale=args.upscale,
+        clips=told,
     )
     processes = join(args.device)
     if args.dry_run:

@@ -12,6 +12,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -66,10 +67,16 @@ def urgency(entry: Mapping[str, Any]) -> float:
     """How much a person should look at it: failures, then warnings, then the faces that can be trusted least."""
     if entry["status"] in ("failed", "unopened"):
         return 3.0
-    faces = entry["faces"]
+    faces = _faces_of(entry)
     values = [face["trust"] if face.get("trust") is not None else face.get("change") for face in faces]
     doubts = [1 - value for value in values if value is not None]
     return (2.0 if entry["warnings"] else 0.0) + max(doubts, default=0.0) / 2
+
+
+def _faces_of(entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The faces of a photo, the tracks of a clip."""
+    found: Sequence[Mapping[str, Any]] = entry["tracks"] if "tracks" in entry else entry["faces"]
+    return found
 
 
 def _page(file: TextIO, header: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], read: Callable[[Path], Photo]) -> None:
@@ -114,8 +121,7 @@ def _page(file: TextIO, header: Mapping[str, Any], entries: Sequence[Mapping[str
 
 def _card(file: TextIO, number: int, entry: Mapping[str, Any], read: Callable[[Path], Photo]) -> None:
     name = Path(entry["input"]).name
-    before, after = _pictures(entry, read)
-    faces = entry["faces"]
+    faces = _faces_of(entry)
     trusts = [face["trust"] for face in faces if face.get("trust") is not None]
     changes = [face["change"] for face in faces if face.get("change") is not None]
     status = STATUS.get(entry["status"], entry["status"])
@@ -131,8 +137,9 @@ def _card(file: TextIO, number: int, entry: Mapping[str, Any], read: Callable[[P
     notes = [entry["reason"]] if entry.get("reason") else []
     for note in [*notes, *entry["warnings"]]:
         file.write(f'<p class="warning">{html.escape(note)}</p>')
-    if before is not None and after is not None:
-        width, height = before.size
+    shown = _loops(entry) if "tracks" in entry else _stills(entry, read)
+    if shown is not None:
+        width, height = shown.size
         label = html.escape(f"{name}: how much of the photo is shown as it was", quote=True)
         file.write(
             f'<div class="compare" style="--ratio:{width}/{height};--width:{width}px">'
@@ -141,20 +148,45 @@ def _card(file: TextIO, number: int, entry: Mapping[str, Any], read: Callable[[P
             f'<span class="tag left">before</span><span class="tag right">after</span>'
             f'<input type="range" min="0" max="100" value="50" aria-label="{label}"></div>'
         )
-        crops = [_crops(before, after, face) for face in faces]
         if faces:
             file.write('<ul class="faces">')
             for index, face in enumerate(faces):
                 file.write(f"<li>{_face(index, face)}</li>")
             file.write("</ul>")
-        pictures = {
-            "before": _uri(_fitted(before)),
-            "after": _uri(_fitted(after)),
-            "faces": [[_uri(crop) for crop in pair] for pair in crops],
-        }
+        pictures = {"before": shown.before, "after": shown.after, "faces": shown.faces}
         text = json.dumps(pictures).replace("</", "<\\/")
         file.write(f'<script type="application/json">{text}</script>')
     file.write("</article>\n")
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a card shows, as addresses of pictures."""
+
+    size: tuple[int, int]
+    """(w, h)."""
+    before: str
+    after: str
+    faces: Sequence[Sequence[str]]
+    """(before, after) of each face."""
+
+
+def _stills(entry: Mapping[str, Any], read: Callable[[Path], Photo]) -> _Shown | None:
+    before, after = _pictures(entry, read)
+    if before is None or after is None:
+        return None
+    faces = [[_uri(crop) for crop in _crops(before, after, face)] for face in entry["faces"]]
+    return _Shown(before.size, _uri(_fitted(before)), _uri(_fitted(after)), faces)
+
+
+def _loops(entry: Mapping[str, Any]) -> _Shown | None:
+    from .loops import loops
+
+    found = loops(entry)
+    if found is None:
+        return None
+    rest = [("", "")] * (len(entry["tracks"]) - len(found.faces))
+    return _Shown(found.size, found.before, found.after, [*found.faces, *rest])
 
 
 def _face(index: int, face: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """How fast, and in how much memory? Every ratio is measured side by side in one run, so it holds on any machine.
 
-    python benchmarks/speed.py [--only paste,vae,one-face,adapter] [--pairs 3] [--threads 2] [--json out.json]
+    python benchmarks/speed.py [--only paste,vae,one-face,adapter,clip] [--pairs 3] [--threads 2] [--json out.json]
 
 paste     20 faces into a 24-megapixel photo, against facexlib's FaceRestoreHelper.paste_faces_to_input_image on the same
           inputs. The helper's constructor would download a detector and a parser, so it is bypassed (object.__new__) and
@@ -9,6 +9,10 @@ vae       encode and decode one 512 crop: the starter VAE against TAESD's archit
           do not matter for time).
 one-face  one face in a one-megapixel photo, end to end in a fresh process after imports: seconds and peak memory.
 adapter   the adapter's share of the VAE encode before it: starter VAE, TAESD, and Stable Diffusion's AutoencoderKL.
+clip      a clip of 1280x720 with one face, all that LAFR does with a frame (looking, following, cleaning, restoring, steadying,
+          pasting) against what facexlib's helper does around a restoring network, as GFPGAN calls it frame by frame: RetinaFace
+          on ResNet-50, alignment, ParseNet, pasting with its mask. The restoring network itself is left out of theirs, not of
+          ours. facexlib's networks have random weights (time does not depend on them); landmarks are given.
 
 Two contestants take turns; the figure is the median over pairs of CPU time (all cores of this process), because wall time on
 a shared machine measures the neighbours; wall time stands beside it. What cannot run says why.
@@ -205,6 +209,80 @@ def adapter_rows(pairs: int) -> list[Row]:
     return rows
 
 
+CLIP = (720, 1280)
+CLIP_FRAMES = 6
+
+
+def clip_rows(pairs: int) -> list[Row]:
+    missing = [name for name in ("facexlib", "cv2") if importlib.util.find_spec(name) is None]
+    if missing or not _bundled("prior"):
+        return [Row("clip", f"not measured: {', '.join(missing) or 'the starter weights'} not at hand")]
+    from lafr_core.models import open_models
+    from lafr_core.video.batch import restore_batch
+    from lafr_core.video.settings import ClipSettings
+
+    settings = RestoreSettings(detector="starter")
+    models, frames = open_models(settings, device="cpu"), clip()
+    found: list[int] = []
+
+    def ours() -> None:
+        result = restore_batch(frames, models, settings, ClipSettings().steadiness)
+        found.append(len(result.faces))
+
+    theirs = facexlib_frame(_to_bytes(frames[:1]))
+    turns = [(_spent(ours), _median([_spent(theirs) for _ in range(2)])) for _ in range(pairs)]
+    fast = _median([Spent(a.wall / CLIP_FRAMES, a.cpu / CLIP_FRAMES) for a, _ in turns])
+    slow = _median([b for _, b in turns])
+    ratio = _median([Spent(b.wall / a.wall * CLIP_FRAMES, b.cpu / a.cpu * CLIP_FRAMES) for a, b in turns])
+    figure = f"{ratio.cpu:.1f}x less CPU time a frame: facexlib {slow.cpu:.2f} s, LAFR {fast.cpu:.2f} s; {_wall(slow, fast)}"
+    faces = f"{found[-1]} faces in {CLIP_FRAMES} frames"
+    return [Row("a frame of a clip, 1280x720, one face", f"{figure}; {faces}", ">= 3x", ratio.cpu >= 3)]
+
+
+def clip() -> Tensor:
+    """(T, 3, 720, 1280): the sample portrait, its face some 150 pixels wide, drifting over gray, in grain."""
+    from lafr_core.images import photos
+
+    portrait = photos.read(assets.sample("portrait")).pixels[None]
+    small = F.interpolate(portrait, size=(560, round(560 * portrait.shape[-1] / portrait.shape[-2])), mode="area")
+    generator = torch.Generator().manual_seed(SEED)
+    frames = torch.full((CLIP_FRAMES, 3, *CLIP), 0.4)
+    for k in range(CLIP_FRAMES):
+        frames[k, :, 60 + 2 * k : 620 + 2 * k, 300 + 5 * k : 300 + 5 * k + small.shape[-1]] = small[0]
+    return (frames + 0.03 * torch.randn(frames.shape, generator=generator)).clamp(0, 1)
+
+
+def facexlib_frame(frame: NDArray[np.uint8]) -> Callable[[], None]:
+    """What GFPGANer.enhance has facexlib do with one frame (H, W, 3) in which one face is found, its restoring left out."""
+    import cv2
+    from facexlib.detection.retinaface import RetinaFace
+    from facexlib.parsing.parsenet import ParseNet
+    from facexlib.utils.face_restoration_helper import FaceRestoreHelper
+
+    image = frame[..., ::-1].copy()
+    landmarks = (np.asarray(FFHQ_TEMPLATE) - 256) * 0.4 + (520, 320)
+
+    def work() -> None:
+        helper = object.__new__(FaceRestoreHelper)  # the constructor downloads weights
+        helper.template_3points, helper.pad_blur, helper.use_parse, helper.upscale_factor = False, False, True, 1
+        helper.face_size, helper.face_template, helper.device = (512, 512), np.asarray(FFHQ_TEMPLATE), torch.device("cpu")
+        helper.face_det, helper.face_parse = detector, parser
+        helper.affine_matrices, helper.inverse_affine_matrices, helper.cropped_faces = [], [], []
+        helper.input_img, helper.all_landmarks_5 = image, [landmarks]
+        helper.face_det.detect_faces(image, 2.0)  # random weights would find thousands of faces
+        helper.align_warp_face()
+        helper.get_inverse_affine(None)
+        helper.restored_faces = list(helper.cropped_faces)
+        pasted = helper.paste_faces_to_input_image()
+        assert pasted.shape == image.shape
+
+    detector = RetinaFace(network_name="resnet50", half=False, phase="test").eval()
+    detector.device = torch.device("cpu")
+    parser = ParseNet(in_size=512, out_size=512, parsing_ch=19).eval()
+    assert cv2.__version__
+    return work
+
+
 def one_face_rows(threads: int) -> list[Row]:
     if importlib.util.find_spec("skimage") is None:
         return [Row("one face", "not measured: scikit-image (its astronaut portrait) is not installed")]
@@ -322,7 +400,7 @@ def _to_bytes(images: Tensor) -> NDArray[np.uint8]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="paste,vae,one-face,adapter", help="comma-separated rows to measure")
+    parser.add_argument("--only", default="paste,vae,one-face,adapter,clip", help="comma-separated rows to measure")
     parser.add_argument("--pairs", type=int, default=3, help="measured turns of each contestant")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads for torch and OpenCV")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
@@ -341,6 +419,7 @@ def main() -> int:
         "vae": lambda: vae_rows(options.pairs),
         "adapter": lambda: adapter_rows(options.pairs),
         "paste": lambda: paste_rows(options.pairs),
+        "clip": lambda: clip_rows(options.pairs),
     }
     wanted = [name.strip() for name in options.only.split(",")]
     unknown = sorted(set(wanted) - set(measures))

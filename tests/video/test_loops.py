@@ -37,7 +37,8 @@ def played(uri: str, pace: int = 40) -> list[np.ndarray]:
 
 
 def entry_of(path: Path, out: Path) -> dict[str, Any]:
-    result = restore_clip(path, out, parts([face_at(20, 14, 40)]), RestoreSettings(color=0.0), ClipSettings(steadiness=0.3, crf=4))
+    models = parts([face_at(20, 14, 40)])
+    result = restore_clip(path, out, models, RestoreSettings(color=0.0), ClipSettings(steadiness=0.3, crf=4))
     return json.loads(json.dumps(_entry(path, result)))
 
 

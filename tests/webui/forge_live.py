@@ -95,7 +95,34 @@ def main() -> None:
         outputs, info, _ = postprocessing.run_postprocessing(0, made["a.png"], None, "", "", True, *again, save_output=False)
         assert outputs[0].tobytes() == made["a.png"].tobytes() and "LAFR" not in info
         print("every argument None: untouched")
+        if not toy:
+            check_clip(Path(root, "clip"), target, upscale)
     print("forge_live: all checks passed")
+
+
+def check_clip(source: Path, target: Path, upscale: dict) -> None:
+    """Batch from Directory as a clip: every frame is restored in Forge's own loop, and otherwise than alone."""
+    from lafr_core.store import assets
+    from lafr_webui.infotext import parse
+
+    source.mkdir()
+    portrait = Image.open(assets.sample("portrait")).convert("RGB").resize((240, 240))
+    for index in range(6):  # a camera that pans
+        portrait.crop((2 * index, 0, 200 + 2 * index, 220)).save(source / f"frame{index}.png")
+    restored = {}
+    for steadiness in (0.0, 0.7):
+        into = target / f"steady{steadiness}"
+        into.mkdir()
+        args = scripts.scripts_postproc.create_args_for_run(
+            {"Upscale": upscale, "LAFR": {"enable": True, "steadiness": steadiness}}
+        )
+        postprocessing.run_postprocessing(2, None, None, str(source), str(into), True, *args)
+        saved = [Image.open(path) for path in sorted(into.rglob("*.png"))]
+        reports = [parse(image.info["postprocessing"].split("LAFR: ", 1)[1]) for image in saved]
+        print("steadiness", steadiness, [(report.status, report.found, report.note) for report in reports])
+        assert [report.status for report in reports] == ["ok"] * 6 and not any("alone" in report.note for report in reports)
+        restored[steadiness] = [image.convert("RGB").tobytes() for image in saved]
+    assert all(alone != steady for alone, steady in zip(*restored.values(), strict=True))
 
 
 main()

@@ -78,7 +78,7 @@ def opened(request: Request, reference: Image.Image | None = None, broken: str =
     starter = starter_parts(request.restore)
     models = starter.models
     if reference is not None and request.engine.identity == 0:
-        starter = replace(starter, notes=(*starter.notes, "reference photo not used (identity weight 0)"))
+        starter = replace(starter, notes=(*starter.notes, "reference photo not used (reference weight 0)"))
     elif reference is not None:
         person = reference_person(reference, models, request.restore)
         starter = replace(starter, references=References((person,), request.engine.identity))
@@ -160,7 +160,7 @@ def reference_person(photo: Image.Image, models: Models, settings: RestoreSettin
     """The person with the largest face of the reference photo. Raises InputError where there is none."""
     if models.embedder is None:
         raise MissingPackageError(
-            "reference photo: no face embedder at hand; install LAFR with its weights or set the identity weight to 0"
+            "reference photo: no face embedder at hand; install LAFR with its weights or set the reference weight to 0"
         )
     key = (CACHE.key, hashlib.sha256(photo.tobytes()).digest(), photo.size, photo.mode, settings.threshold)
     if CACHE.reference is None or CACHE.reference_key != key:

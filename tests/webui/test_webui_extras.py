@@ -355,7 +355,7 @@ def test_a_reference_photo_alone_works_at_the_measured_weight(webui, parts):
     assert untouched != run(identity=1.0).image.tobytes()
     off = run(identity=0.0)
     assert off.image.tobytes() == webui.run(photo(), {"enable": True}, runner).image.tobytes()
-    assert info(off).note == "reference photo not used (identity weight 0)"
+    assert info(off).note == "reference photo not used (reference weight 0)"
     # at weight 0 the photo is not even looked at
     assert info(webui.run(photo(), {"enable": True, "identity": 0.0, "reference": photo(faces=0)}, runner)).status == "ok"
 

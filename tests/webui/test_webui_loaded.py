@@ -1,6 +1,6 @@
 """A checkpoint file through the whole loaded-checkpoint path of a running webui, against lafr_core on the same file.
 
-Needs a webui that starts, and a minute or more a case on a CPU (SD's own VAE):
+Needs a webui that starts, and some seconds a case on a CPU:
 
     FORGE_ROOT=... FORGE_PYTHON=.../bin/python A1111_ROOT=... A1111_PYTHON=... pytest tests/webui/test_webui_loaded.py
 
@@ -29,6 +29,7 @@ from PIL import Image
 from webui_fakes import ROOT
 
 from lafr_core.images import photos
+from lafr_core.latent import vae
 from lafr_core.latent.sd_prior import FewStepPrior, SdPrior, open_sd_finisher, open_sd_prior
 from lafr_core.latent.spec import FAMILIES
 from lafr_core.models import open_models
@@ -75,6 +76,9 @@ def url(request: pytest.FixtureRequest, files: Path, tmp_path_factory: pytest.Te
     data = tmp_path_factory.mktemp(request.param)
     (data / "extensions").mkdir()
     (data / "extensions" / "lafr").symlink_to(ROOT)
+    if request.param == "forge":
+        (data / "extensions" / "narrow" / "scripts").mkdir(parents=True)
+        (data / "extensions" / "narrow" / "scripts" / "narrow.py").write_text(tiny_checkpoint.FORGE_SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -131,7 +135,12 @@ def finisher(files: Path, values: dict[str, Any]) -> SdPrior | FewStepPrior:
 @pytest.fixture(scope="module")
 def library(files: Path) -> dict[str, Image.Image]:
     """What lafr_core makes of the picture with the same file, case by case."""
-    models = open_models(RestoreSettings(detector="starter"), device="cpu", vae=files / f"{tiny_checkpoint.NAME}.safetensors")
+    narrow = {**vae._SD_VAE, "block_out_channels": tiny_checkpoint.VAE_WIDTHS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae, "_SD_VAE", narrow)
+        models = open_models(
+            RestoreSettings(detector="starter"), device="cpu", vae=files / f"{tiny_checkpoint.NAME}.safetensors"
+        )
     photo, made = photos.from_pil(picture()), {}
     for name, values in CASES.items():
         done = restore_stored(photo.stored, replace(models, prior=finisher(files, values)), RestoreSettings(detector="starter"))

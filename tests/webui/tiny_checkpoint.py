@@ -1,9 +1,9 @@
 """A Stable Diffusion 1.x checkpoint of random weights that Forge, A1111 and lafr_core load, and a LoRA for it.
 
-``python tiny_checkpoint.py FOLDER [CLIP_VOCABULARY.gz]`` writes ``lafr_tiny.safetensors`` (about 550 MB: the UNet has two of
-SD's four levels, at the least width that Forge takes for SD 1.x; VAE and text encoder have SD's own sizes, which the hosts do
-not read from the file), ``lafr_tiny_lora.safetensors``, and for A1111 ``lafr_tiny.yaml`` and a tokenizer made of CLIP's
-vocabulary.
+``python tiny_checkpoint.py FOLDER [CLIP_VOCABULARY.gz]`` writes ``lafr_tiny.safetensors`` (about 370 MB: the UNet has two of
+SD's four levels, at the least width that Forge takes for SD 1.x, the VAE is narrow, the text encoder is CLIP's own size),
+``lafr_tiny_lora.safetensors``, and for A1111 ``lafr_tiny.yaml`` and a tokenizer made of CLIP's vocabulary. Forge and lafr_core
+know the VAE's widths by heart: :data:`FORGE_SCRIPT` tells Forge, the test tells lafr_core.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 NAME, LORA = "lafr_tiny", "lafr_tiny_lora"
-WIDTH, TEXT, LEVELS, LAYERS = 320, 768, 2, 2
+WIDTH, TEXT, LAYERS = 320, 768, 2
+ATTENDS = (False, True)
+"""Which of the UNet's levels have attention: the finest, where it costs most, has none."""
+VAE_WIDTHS = (32, 32, 64, 64)
+"""SD's own are 128, 256, 512 and 512."""
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
@@ -66,21 +70,24 @@ def unet() -> Shapes:
     yield from layer("time_embed.0", 4 * WIDTH, WIDTH)
     yield from layer("time_embed.2", 4 * WIDTH, 4 * WIDTH)
     yield from layer("input_blocks.0.0", WIDTH, 4, 3, 3)
-    for level in range(LEVELS):
+    for level, attends in enumerate(ATTENDS):
         first = 1 + level * (LAYERS + 1)
         for number in range(first, first + LAYERS):
             yield from residual(f"input_blocks.{number}.0", WIDTH, WIDTH)
-            yield from transformer(f"input_blocks.{number}.1", WIDTH)
-        if level < LEVELS - 1:
+            if attends:
+                yield from transformer(f"input_blocks.{number}.1", WIDTH)
+        if level < len(ATTENDS) - 1:
             yield from layer(f"input_blocks.{first + LAYERS}.0.op", WIDTH, WIDTH, 3, 3)
     yield from residual("middle_block.0", WIDTH, WIDTH)
     yield from transformer("middle_block.1", WIDTH)
     yield from residual("middle_block.2", WIDTH, WIDTH)
-    for number in range(LEVELS * (LAYERS + 1)):
+    for number in range(len(ATTENDS) * (LAYERS + 1)):
+        attends = ATTENDS[-1 - number // (LAYERS + 1)]
         yield from residual(f"output_blocks.{number}.0", 2 * WIDTH, WIDTH)
-        yield from transformer(f"output_blocks.{number}.1", WIDTH)
-        if number % (LAYERS + 1) == LAYERS and number < LEVELS * (LAYERS + 1) - 1:
-            yield from layer(f"output_blocks.{number}.2.conv", WIDTH, WIDTH, 3, 3)
+        if attends:
+            yield from transformer(f"output_blocks.{number}.1", WIDTH)
+        if number % (LAYERS + 1) == LAYERS and number < len(ATTENDS) * (LAYERS + 1) - 1:
+            yield from layer(f"output_blocks.{number}.{1 + attends}.conv", WIDTH, WIDTH, 3, 3)
     yield from norm("out.0", WIDTH)
     yield from layer("out.2", 4, WIDTH, 3, 3)
 
@@ -106,31 +113,31 @@ def vae_middle(name: str, width: int) -> Shapes:
 
 
 def vae() -> Shapes:
-    widths = (128, 256, 512, 512)
-    yield from layer("encoder.conv_in", 128, 3, 3, 3)
-    inside = 128
+    widths, least, most = VAE_WIDTHS, VAE_WIDTHS[0], VAE_WIDTHS[-1]
+    yield from layer("encoder.conv_in", least, 3, 3, 3)
+    inside = least
     for level, width in enumerate(widths):
         for number in range(2):
             yield from vae_block(f"encoder.down.{level}.block.{number}", inside, width)
             inside = width
         if level < 3:
             yield from layer(f"encoder.down.{level}.downsample.conv", width, width, 3, 3)
-    yield from vae_middle("encoder.mid", 512)
-    yield from norm("encoder.norm_out", 512)
-    yield from layer("encoder.conv_out", 8, 512, 3, 3)
+    yield from vae_middle("encoder.mid", most)
+    yield from norm("encoder.norm_out", most)
+    yield from layer("encoder.conv_out", 8, most, 3, 3)
     yield from layer("quant_conv", 8, 8, 1, 1)
     yield from layer("post_quant_conv", 4, 4, 1, 1)
-    yield from layer("decoder.conv_in", 512, 4, 3, 3)
-    yield from vae_middle("decoder.mid", 512)
-    inside = 512
+    yield from layer("decoder.conv_in", most, 4, 3, 3)
+    yield from vae_middle("decoder.mid", most)
+    inside = most
     for level, width in reversed(list(enumerate(widths))):
         for number in range(3):
             yield from vae_block(f"decoder.up.{level}.block.{number}", inside, width)
             inside = width
         if level:
             yield from layer(f"decoder.up.{level}.upsample.conv", width, width, 3, 3)
-    yield from norm("decoder.norm_out", 128)
-    yield from layer("decoder.conv_out", 3, 128, 3, 3)
+    yield from norm("decoder.norm_out", least)
+    yield from layer("decoder.conv_out", 3, least, 3, 3)
 
 
 # OpenAI's CLIP ViT-L/14, the text half, in transformers' names
@@ -177,8 +184,8 @@ def lora() -> dict[str, Tensor]:
     """A rank 4 LoRA of two attention layers and a convolution, in the names that LAFR's training writes."""
     generator, made = torch.Generator().manual_seed(1), {}
     for path, down, up in (
-        ("down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", (4, WIDTH), (WIDTH, 4)),
-        ("up_blocks_1_attentions_2_transformer_blocks_0_attn2_to_v", (4, TEXT), (WIDTH, 4)),
+        ("down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", (4, WIDTH), (WIDTH, 4)),
+        ("up_blocks_0_attentions_2_transformer_blocks_0_attn2_to_v", (4, TEXT), (WIDTH, 4)),
         ("mid_block_resnets_0_conv1", (4, WIDTH, 3, 3), (WIDTH, 4, 1, 1)),
     ):
         fan = down[1] * (9 if len(down) > 2 else 1)
@@ -220,6 +227,13 @@ def tokenizer(folder: Path, vocabulary: Path) -> None:
     )  # fmt: skip
 
 
+FORGE_SCRIPT = f"""from backend import loader
+known = loader.IntegratedAutoencoderKL.load_config
+narrow = {{"block_out_channels": {list(VAE_WIDTHS)}}}
+loader.IntegratedAutoencoderKL.load_config = classmethod(lambda cls, path, **values: {{**known(path, **values), **narrow}})
+"""
+"""A script of an extension for Forge, which takes the VAE's sizes from a file of its own."""
+
 YAML = """model:
   target: ldm.models.diffusion.ddpm.LatentDiffusion
   params:
@@ -236,7 +250,7 @@ YAML = """model:
     use_ema: False
     unet_config:
       target: ldm.modules.diffusionmodules.openaimodel.UNetModel
-      params: {{image_size: 32, in_channels: 4, out_channels: 4, model_channels: {width}, attention_resolutions: [2, 1],
+      params: {{image_size: 32, in_channels: 4, out_channels: 4, model_channels: {width}, attention_resolutions: [2],
         num_res_blocks: {layers}, channel_mult: {mult}, num_heads: 8, use_spatial_transformer: True, transformer_depth: 1,
         context_dim: {text}, use_checkpoint: False, legacy: False}}
     first_stage_config:
@@ -244,7 +258,7 @@ YAML = """model:
       params:
         embed_dim: 4
         monitor: val/rec_loss
-        ddconfig: {{double_z: true, z_channels: 4, resolution: 256, in_channels: 3, out_ch: 3, ch: 128, ch_mult: [1, 2, 4, 4],
+        ddconfig: {{double_z: true, z_channels: 4, resolution: 256, in_channels: 3, out_ch: 3, ch: {least}, ch_mult: {vae},
           num_res_blocks: 2, attn_resolutions: [], dropout: 0.0}}
         lossconfig: {{target: torch.nn.Identity}}
     cond_stage_config:
@@ -260,10 +274,9 @@ def write(folder: Path, gray: tuple[float, ...], vocabulary: Path | None = None)
     save_file(lora(), folder / f"{LORA}.safetensors", metadata={"timestep": "399", "prediction": "epsilon"})
     if vocabulary is not None:
         tokenizer(folder / "clip", vocabulary)
-        mult = [1] * LEVELS
-        (folder / f"{NAME}.yaml").write_text(
-            YAML.format(width=WIDTH, layers=LAYERS, mult=mult, text=TEXT, clip=(folder / "clip").resolve())
-        )
+        sizes = {"width": WIDTH, "layers": LAYERS, "mult": [1] * len(ATTENDS), "text": TEXT, "least": VAE_WIDTHS[0]}
+        sizes["vae"] = [width // VAE_WIDTHS[0] for width in VAE_WIDTHS]
+        (folder / f"{NAME}.yaml").write_text(YAML.format(clip=(folder / "clip").resolve(), **sizes))
 
 
 def main() -> None:

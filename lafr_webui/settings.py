@@ -30,8 +30,8 @@ class EngineSettings:
     )  # fmt: skip
     identity: float = option(
         REFERENCE_WEIGHT, "Reference weight",
-        "How much the reference photo lends to the face it shows: 0 = nothing, 0.5 = measured to help without harm, 1 = all it "
-        "can, which likens small faces further but can leave one eye sharper. Does nothing without a reference photo.",
+        f"How much the reference photo lends to the face it shows: 0 = nothing, {REFERENCE_WEIGHT:g} = the default, by "
+        "measurement, 1 = all it can. Does nothing without a reference photo.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
     timestep: int = option(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from webui_fakes import LANDMARKS, ROOT, SCRIPT, Component, info, photo, toy_parts
+from webui_fakes import LANDMARKS, ROOT, SCRIPT, Component, info, photo, sharp_and_poor, toy_parts
 
 from lafr_core.errors import CheckpointError
 from lafr_core.pipeline import REFERENCE_WEIGHT
@@ -330,11 +330,12 @@ def test_knobs_of_the_panel_change_the_picture(webui, parts, values):
 
 def test_reference_photo_changes_the_picture_and_needs_a_face(webui, parts):
     runner = webui.runner()
+    sharp, poor = sharp_and_poor()
 
     def run(**values):
-        return webui.run(photo(), {"enable": True, **values}, runner)
+        return webui.run(poor, {"enable": True, **values}, runner)
 
-    alone, lent = run(), run(reference=other_photo())
+    alone, lent = run(), run(reference=sharp)
     assert info(lent).status == "ok" and lent.image.tobytes() != alone.image.tobytes()
     assert len(info(lent).likeness) == 1 and info(alone).likeness == ()
     image = photo()
@@ -345,16 +346,17 @@ def test_reference_photo_changes_the_picture_and_needs_a_face(webui, parts):
 def test_a_reference_photo_alone_works_at_the_measured_weight(webui, parts):
     """The panel's untouched slider, the API's absent value and the host's None are the same weight, and more lends more."""
     runner = webui.runner()
+    sharp, poor = sharp_and_poor()
 
     def run(**values):
-        return webui.run(photo(), {"enable": True, "reference": other_photo(), **values}, runner)
+        return webui.run(poor, {"enable": True, "reference": sharp, **values}, runner)
 
-    assert REFERENCE_WEIGHT == 0.5 and panel_default("identity") == REFERENCE_WEIGHT
+    assert panel_default("identity") == REFERENCE_WEIGHT
     untouched = run().image.tobytes()
     assert untouched == run(identity=None).image.tobytes() == run(identity=REFERENCE_WEIGHT).image.tobytes()
-    assert untouched != run(identity=1.0).image.tobytes()
+    assert untouched != run(identity=0.25).image.tobytes()
     off = run(identity=0.0)
-    assert off.image.tobytes() == webui.run(photo(), {"enable": True}, runner).image.tobytes()
+    assert off.image.tobytes() == webui.run(poor, {"enable": True}, runner).image.tobytes()
     assert info(off).note == "reference photo not used (reference weight 0)"
     # at weight 0 the photo is not even looked at
     assert info(webui.run(photo(), {"enable": True, "identity": 0.0, "reference": photo(faces=0)}, runner)).status == "ok"
@@ -374,16 +376,9 @@ def test_a_reference_photo_of_nobody_here_is_said(webui, parts, monkeypatch):
     monkeypatch.setattr(people, "LIKELY", 2.0)
     runner = webui.runner()
     image = photo(faces=2)  # a lone face is taken for the person
-    pp = webui.run(image, {"enable": True, "reference": other_photo()}, runner)
+    pp = webui.run(image, {"enable": True, "reference": sharp_and_poor()[0]}, runner)
     assert info(pp).note == "reference photo not used (no face here looks like that person)"
     assert pp.image.tobytes() == webui.run(image, {"enable": True}, runner).image.tobytes()
-
-
-def other_photo():
-    """A noisy photo with a face, quite unlike :func:`webui_fakes.photo`."""
-    other = Image.fromarray(np.random.default_rng(6).integers(0, 250, (120, 160, 3), dtype=np.uint8))
-    other.putpixel((8, 20), (255, 0, 0))
-    return other
 
 
 def panel_default(name):

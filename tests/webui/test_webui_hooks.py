@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 from PIL import Image
-from webui_fakes import photo
+from webui_fakes import photo, sharp_and_poor
 
 from lafr_webui.infotext import parse
 from lafr_webui.settings import options
@@ -152,10 +152,9 @@ def test_route_takes_a_reference_photo(client, parts):
     other = base64_png(Image.effect_noise((160, 120), 90).convert("RGB"))
     answer = here.post("/lafr/restore", json={"image": base64_png(image), "reference": other})
     assert answer.status_code == 422 and "reference photo: no face found" in answer.json()["detail"]
-    face = Image.effect_noise((160, 120), 90).convert("RGB")
-    face.putpixel((8, 20), (255, 0, 0))
-    alone = here.post("/lafr/restore", json={"image": base64_png(image)}).json()
-    lent = here.post("/lafr/restore", json={"image": base64_png(image), "reference": base64_png(face)}).json()
+    sharp, poor = (base64_png(picture) for picture in sharp_and_poor())
+    alone = here.post("/lafr/restore", json={"image": poor}).json()
+    lent = here.post("/lafr/restore", json={"image": poor, "reference": sharp}).json()
     assert lent["image"] != alone["image"] and alone["faces"][0]["likeness"] is None
     assert -1 <= lent["faces"][0]["likeness"] <= 1
 

@@ -338,6 +338,19 @@ def photo(size: tuple[int, int] = (160, 120), faces: int = 1, mode: str = "RGB",
     return image if image.mode == mode else image.convert(mode)
 
 
+def sharp_and_poor() -> tuple[Any, Any]:
+    """Two photos (160, 120) of one marked face: the second has lost what the first can lend it."""
+    import numpy as np
+    from PIL import Image, ImageFilter
+
+    noise = np.random.default_rng(5).integers(0, 200, (30, 40, 3), dtype=np.uint8)
+    sharp = Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC)
+    poor = sharp.filter(ImageFilter.GaussianBlur(3))
+    for image in (sharp, poor):
+        image.putpixel((8, 20), (255, 0, 0))
+    return sharp, poor
+
+
 def info(pp: Any) -> Any:
     """The report behind what the webui would write into the picture's file."""
     from lafr_webui.infotext import KEY, parse

@@ -120,7 +120,7 @@ def jobs(plan: Plan) -> dict[str, Job]:
 def train_diffusion(plan: Plan, folder: str) -> str:
     """The frozen prior of claims 1 and 3; returns its UNet folder."""
     settings = ["--data.pairs", folder, "--diffusion.steps", "20000", "--diffusion.batch", "8", "--diffusion.lr", "2e-4"]
-    more = ["--diffusion.precision", "bf16", "--diffusion.warmup", "500", "--diffusion.hold", "0.7"]
+    more = ["--diffusion.precision", "no", "--diffusion.warmup", "500", "--diffusion.hold", "0.7"]
     return str(diffusion.run(plan.config("diffusion", *settings, *more)))
 
 

@@ -339,11 +339,11 @@ class DiffusionStage(Stage):
 
     prediction: str = "epsilon"
     """epsilon or v_prediction."""
-    channels: tuple[int, ...] = (96, 192, 288, 288)
-    """Of the UNet2DConditionModel's four levels; its lower three have attention."""
-    layers: int = 2
-    context: int = 64
-    """Width of the text embedding; the empty prompt is one constant token of zeros."""
+    channels: tuple[int, ...] = (64, 128, 192, 192)
+    """Of the UNet2DConditionModel's four levels; its lower three have attention. 19 million parameters."""
+    layers: int = 1
+    context: int = 768
+    """Width of the text embedding, SD 1.5's; the empty prompt is one constant token of zeros."""
 
     def check(self, name: str) -> None:
         super().check(name)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from kill_test import settings
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 
 from lafr_core.app import cli
+from lafr_core.latent.sd_prior import load_context, open_sd_prior
 from train.data.drawn import draw_face
 from train.engine import run
 from train.tasks import adapter, codebook, prior
@@ -63,3 +65,28 @@ def test_a_trained_lora_finishes_a_photo_in_one_step_and_the_checkpoint_alone_in
     (tmp_path / "refused").mkdir()
     code, _ = restore(tmp_path / "refused", file, *ours, "--mode", "one-step")
     assert code != 0 and "one step needs the LAFR LoRA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lafr_lora.safetensors", "lafr_lora_diffusers.safetensors"])
+def test_diffusers_finishes_with_the_same_two_files(trained: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    """Its own reader of single files and its own LoRA loader give our prior's output (test_lora_hosts has ComfyUI's)."""
+    diffusers = pytest.importorskip("diffusers")
+    from test_single_file import tiny_unet
+
+    file, out = trained
+    tiny_unet().save_config(str(tmp_path))
+    reader = diffusers.UNet2DConditionModel.from_single_file
+    unet = reader(str(file), config=str(tmp_path), local_files_only=True, torch_dtype=torch.float32)
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=None, text_encoder=None, tokenizer=None, unet=unet, safety_checker=None, feature_extractor=None,
+        scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1), requires_safety_checker=False,
+    )  # fmt: skip
+    ours = open_sd_prior(file, lora=out / "lafr_lora.safetensors")
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    context = load_context(out / "empty_prompt.safetensors")
+    with torch.no_grad():
+        plain = pipeline.unet(z, ours.timestep, context).sample
+        pipeline.load_lora_weights(str(out), weight_name=name)
+        theirs, wanted = pipeline.unet(z, ours.timestep, context).sample, ours.network(z)
+    effect = float((wanted - plain).abs().mean())
+    assert effect > 0 and float((theirs - wanted).abs().mean()) < max(0.05 * effect, 1e-4)

@@ -22,10 +22,12 @@ from lafr_core.latent.spec import family
 from lafr_core.store import checkpoint
 from lafr_core.store.assets import bundled
 from train import config
+from train.config import DiffusionStage
 from train.engine import parts
 from train.tasks.closeup import CloseUpTask
 from train.tasks.confidence import ConfidenceTask
 from train.tasks.detector import FinderTask
+from train.tasks.diffusion import new_unet
 from train.tasks.embedder import EmbedderTask
 from train.tasks.presence import PresenceTask
 from train.tasks.vae import VaeTask
@@ -84,6 +86,15 @@ def test_detector() -> None:
     close_up = fold_closeup(cast(CloseUpNet, CloseUpTask(conf("starter_closeup")).model))
     landmarks = fold_landmarks(LandmarkNet(norm=True))
     same("detector", "detector", StarterNets(finder.config, close_up.config, landmarks.config))
+
+
+def test_the_diffusion_priors_are_small() -> None:
+    """What docs/claims.md and the config say of their size."""
+    pytest.importorskip("diffusers")
+    for stage, millions in ((conf("diffusion_small").diffusion, 9.85), (DiffusionStage(), 19.06)):
+        with torch.device("meta"):
+            unet = new_unet(stage, 32)
+        assert sum(p.numel() for p in unet.parameters()) == pytest.approx(millions * 1e6, rel=1e-3)
 
 
 def test_the_papers_configs_keep_their_budget() -> None:

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 
+CHANNELS = 4
+"""Squared differences below are sums over so many channels, SD's; latents of more channels count as much."""
 SEARCH = 4
 """Cells (of 8 pixels) to each side by which a reference is moved at most."""
 WIDE = 5
@@ -127,7 +129,7 @@ def _candidates(
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
             window = (..., slice(reach + dy, reach + dy + height), slice(reach + dx, reach + dx + width))
-            apart = (row - keys[window]).square().sum(1, keepdim=True)
+            apart = CHANNELS * (row - keys[window]).square().mean(1, keepdim=True)
             yield _patch_mean(apart, patch) + stay * (dy**2 + dx**2), dy, dx, window
 
 

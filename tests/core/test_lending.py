@@ -69,6 +69,15 @@ def test_the_sharper_eye_is_brought_down_to_the_other() -> None:
     assert torch.allclose(lending.even_eyes(both)[:1], even) and torch.allclose(lending.even_eyes(0 * lent), 0 * lent)
 
 
+def test_latents_of_more_channels_are_matched_alike() -> None:
+    z, near, lost = latents(0), latents(0) + 0.1 * latents(1), latents(2)
+    twice = lambda x: torch.cat([x, x], dim=1)
+    lent = lending.borrowed(z, near, lost)
+    assert 0.05 < (lent / lost).median() < 0.95  # partly lent, so that the cost matters
+    assert torch.allclose(lending.borrowed(twice(z), twice(near), twice(lost)), twice(lent), atol=1e-5)
+    assert torch.allclose(lending.offsets(twice(z), twice(near)), lending.offsets(z, near), atol=1e-5)
+
+
 def test_nothing_lost_is_nothing_lent() -> None:
     assert torch.equal(lending.borrowed(latents(0, 2), latents(1), torch.zeros(1, 4, 32, 28)), torch.zeros(2, 4, 32, 28))
 

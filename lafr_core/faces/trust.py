@@ -29,7 +29,7 @@ SUPPORTED = 0.75
 GUESSED = 0.5
 """Trust below which a face is called a guess: where two strangers may score as much."""
 
-EVEN, SURE = 0.5, 0.8
+EVEN, SURE = 0.7, 0.9
 """Chances of a face: up to the first an estimate is 0, from the second nothing is taken off it."""
 OCTAVES = 5
 """Bands of the picture that are measured: details of 2, 4, ... pixels of a 512 crop."""

@@ -113,7 +113,7 @@ def test_the_polynomial_is_what_it_says() -> None:
 
 
 def test_doubt_that_there_is_a_face_takes_trust_away() -> None:
-    quality, chance = torch.tensor([0.9, 0.9, 0.9, 0.9, 7.0, -7.0]), torch.tensor([1.0, 0.8, 0.65, 0.4, 1.0, 0.65])
+    quality, chance = torch.tensor([0.9, 0.9, 0.9, 0.9, 7.0, -7.0]), torch.tensor([1.0, 0.9, 0.8, 0.7, 1.0, 0.8])
     assert trust.combined(quality, chance).tolist() == pytest.approx([0.9, 0.9, 0.45, 0.0, 1.0, -0.5])
 
 
@@ -130,7 +130,7 @@ def test_an_embedder_that_was_not_fitted_with_gets_no_estimate(tmp_path: Path, m
     fit, sees = trust.Polynomial(), presence.PresenceNet()
     fit.weights[0] = 0.9
     torch.nn.init.zeros_(sees.out.weight)
-    torch.nn.init.constant_(sees.out.bias, 0.6)
+    torch.nn.init.constant_(sees.out.bias, 1.3)
     checkpoint.save(tmp_path / "trust.safetensors", "trust", fit, fit.config)
     checkpoint.save(tmp_path / "presence.safetensors", "presence", sees, sees.config)
     monkeypatch.setattr(trust.assets, "bundled", lambda kind: tmp_path / f"{kind}.safetensors")
@@ -139,8 +139,8 @@ def test_an_embedder_that_was_not_fitted_with_gets_no_estimate(tmp_path: Path, m
         foreign = Shades()
         foreign.name = "foreign"
         assert trust.estimate(picture(), picture(), foreign) is None
-        chance = torch.sigmoid(torch.tensor(0.6)).item()
-        assert trust.estimate(picture(), picture(), Shades()) == pytest.approx([0.9 * (chance - 0.5) / 0.3], abs=2e-3)
+        chance = torch.sigmoid(torch.tensor(1.3)).item()
+        assert trust.estimate(picture(), picture(), Shades()) == pytest.approx([0.9 * (chance - 0.7) / 0.2], abs=2e-3)
         assert trust.estimate(picture()[:0], picture()[:0], Shades()) == []
         (tmp_path / "presence.safetensors").unlink()
         trust._bundled.cache_clear()

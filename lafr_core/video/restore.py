@@ -25,7 +25,7 @@ from ..pipeline import NO_REFERENCES, References, judged, restore_faces, restore
 from ..settings import RestoreSettings
 from ..types import Face, Models, Progress, ignore_progress
 from .frames import Clip, Frame
-from .steady import calmed, fuse_at, reach_of, resized, working_side
+from .steady import calmed, fuse_at, reach_of, resized, without_lattice, working_side
 from .tracks import Track, Tracker, chosen, fade, smoothed
 
 LANDMARK_REACH = 6
@@ -273,6 +273,7 @@ class _Window:
                     lenders=[self.lenders[number] for number in batch], weight=self.weight,
                 )  # fmt: skip
                 changes = color.match_color(out, crops, self.settings.color) - crops
+                changes = without_lattice(changes, self.models.vae.spec.factor)
             for number, change in zip(batch, changes, strict=True):
                 # Twice as fine as the frame, so that shrinking costs no sharpness.
                 side = min(CROP_SIZE, 2 * self._side(number))

@@ -17,6 +17,10 @@ LIGHT_SIDE = 16
 """Differences broader than a cell of this grid are light and tint, which change from frame to frame and are kept so."""
 MOST_LIGHT = 0.06
 """Light changes less than this within the few frames looked at."""
+LATTICE = 0.02
+"""A decoder's lattice is weaker than this; lashes and the light in an eye are not."""
+LATTICE_SPREAD = 4.0
+"""Cells around one over which its lattice is the same."""
 AGREE = 2.5
 """Differences up to this many times the noise pass for noise."""
 ROUGH_TO_SIGMA = 1.7
@@ -74,6 +78,18 @@ def calmed(changes: Tensor, clean: Tensor, middle: int, steadiness: float) -> Te
     weight = weight * time_weights(near, steadiness)[:, None, None, None].to(changes)
     weight = F.interpolate(weight, size=changes.shape[-2:], mode="bilinear", align_corners=False)
     return (changes[middle] + (weight * warp(changes[others], flow)).sum(0)) / (1 + weight.sum(0))
+
+
+def without_lattice(changes: Tensor, cell: int) -> Tensor:
+    """Changes (N, C, S, S) without the pattern that repeats every ``cell`` pixels: a decoder's own lattice, which hides in the
+    texture of one frame and stays behind, as dots, when the texture of several is averaged. S is a multiple of ``cell``.
+
+    The pattern is what the pixels at one place of all cells around have in common; what is stronger than it can be counts less.
+    """
+    fine = (changes - blur(changes, cell / 2)).clamp(-LATTICE, LATTICE)
+    usual = blur(F.pixel_unshuffle(fine, cell), LATTICE_SPREAD)
+    places = usual.unflatten(1, (changes.shape[1], cell * cell))
+    return changes - F.pixel_shuffle((places - places.mean(2, keepdim=True)).flatten(1, 2), cell)
 
 
 def resized(images: Tensor, side: int) -> Tensor:

@@ -41,6 +41,7 @@ LISTS = (
     "requirements-detectors.txt",
     "requirements-formats.txt",
     "requirements-train.txt",
+    "requirements-upscale.txt",
     "requirements-video.txt",
     "requirements-dev.txt",
 )
@@ -68,9 +69,9 @@ def test_restoring_needs_nothing_heavy() -> None:
 
 def test_the_extras_are_the_requirements_files() -> None:
     extras: dict[str, list[str]] = project()["project"]["optional-dependencies"]  # type: ignore[index]
-    for name in ("detectors", "formats", "train", "video"):
+    for name in ("detectors", "formats", "train", "upscale", "video"):
         assert extras[name] == [line for line in requirements(f"requirements-{name}.txt") if not line.startswith("-r")]
-    assert extras["all"] == ["lafr[detectors,formats,train,video]"]
+    assert extras["all"] == ["lafr[detectors,formats,train,upscale,video]"]
 
 
 def test_no_file_is_a_program_by_accident() -> None:

@@ -18,7 +18,7 @@ from ..faces import trust
 from ..faces.detect import choice_note, find_faces
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 from ..images import photos
-from ..images.enlarge import enlarged
+from ..images.enlarge import Enlarge, enlarged
 from ..images.photos import Photo
 from ..models import device_name
 from ..pipeline import NO_REFERENCES, References, restore_crops, restore_stored
@@ -59,11 +59,15 @@ def restore_photo(
     style: Style = PLAIN,
     upscale: int = 1,
     max_pixels: int | None = None,
+    enlarge: Enlarge | None = None,
 ) -> Made:
-    """Restore the faces of one photo file, ``upscale`` times enlarged. Raises LafrError when it cannot be read, or when the
-    result would have more than ``max_pixels``. Faces are told in pixels of the file."""
+    """Restore the faces of one photo file, ``upscale`` times enlarged (by ``enlarge``; None = Lanczos).
+
+    Raises LafrError when it cannot be read, or when the result would have more than ``max_pixels``. Faces are told in pixels
+    of the file.
+    """
     photo = read(job.source)
-    larger = _enlarged(photo, upscale, max_pixels, job.source)
+    larger = _enlarged(photo, upscale, max_pixels, enlarge, job.source)
     canvas = None if upscale == 1 else larger.stored
     result = restore_stored(photo.stored, models, settings, boxes=boxes or None, enlarged=canvas, references=references)
     left_out = result.left_out(0, settings)
@@ -77,9 +81,9 @@ def restore_photo(
     return Made(record(job, status, result.faces, notes), lambda path: style.save(path, restored, job.output))
 
 
-def _enlarged(photo: Photo, factor: int, max_pixels: int | None, source: Path) -> Photo:
+def _enlarged(photo: Photo, factor: int, max_pixels: int | None, enlarge: Enlarge | None, source: Path) -> Photo:
     try:
-        return enlarged(photo, factor, max_pixels=max_pixels)
+        return enlarged(photo, factor, max_pixels=max_pixels, enlarge=enlarge)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -15,11 +17,16 @@ FACTORS = (1, 2, 4)
 """How many times as large a photo may be made; 1 = as it is."""
 
 
-def enlarged(photo: Photo, factor: int, *, max_pixels: int | None = None) -> Photo:
-    """The photo ``factor`` times as wide and high (Lanczos, three lobes), with all that came with it; 1 = the photo itself.
+Enlarge = Callable[[Tensor, int], Tensor]
+"""Planes (C, H, W) as stored, and the factor -> planes of the same dtype, as many times as wide and high."""
 
-    Every channel is enlarged for itself, alpha too, and keeps its 8 or 16 bits. Raises InputError for a factor that is not in
-    FACTORS and for results of more than ``max_pixels`` (None = MAX_PIXELS).
+
+def enlarged(photo: Photo, factor: int, *, max_pixels: int | None = None, enlarge: Enlarge | None = None) -> Photo:
+    """The photo ``factor`` times as wide and high, with all that came with it; 1 = the photo itself.
+
+    enlarge: makes the colours larger (an :class:`.upscaler.Upscaler`); None = Lanczos, three lobes, for every channel by
+    itself, as alpha always is. The 8 or 16 bits are kept. Raises InputError for a factor that is not in FACTORS and for results of
+    more than ``max_pixels`` (None = MAX_PIXELS).
     """
     check_factor(factor)
     if factor == 1:
@@ -32,7 +39,9 @@ def enlarged(photo: Photo, factor: int, *, max_pixels: int | None = None) -> Pho
             "take a smaller factor or raise the limit (--max-pixels)"
         )
     alpha = photo.stored_alpha
-    return photo.with_pixels(enlarge_planes(photo.stored, factor), None if alpha is None else enlarge_planes(alpha, factor))
+    return photo.with_pixels(
+        (enlarge or enlarge_planes)(photo.stored, factor), None if alpha is None else enlarge_planes(alpha, factor)
+    )
 
 
 def enlarge_planes(planes: Tensor, factor: int) -> Tensor:

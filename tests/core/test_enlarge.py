@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from torch import Tensor
 
 import lafr_core
 from lafr_core.app import arguments, cli
-from lafr_core.errors import InputError
+from lafr_core.errors import CheckpointError, InputError, MissingPackageError
 from lafr_core.faces.crop import crop, enlarge, place
 from lafr_core.geometry import enlarging, transform
-from lafr_core.images import photos
+from lafr_core.images import photos, upscaler
 from lafr_core.images.enlarge import enlarge_planes, enlarged
 from lafr_core.images.metrics import psnr
 from lafr_core.images.photos import Photo
@@ -252,3 +253,85 @@ def test_what_upscale_does_not_go_with_is_refused(tmp_path: Path, command: Any, 
     assert command("--upscale", 4, "--max-pixels", 100000) == 1  # 400x480 are more
     said = capfd.readouterr().err
     assert "a.png: upscale 4: the result would have 400x480 pixels" in said and "1 without a face" in said
+
+
+# --- --upscaler: a network of the user's ---
+
+
+def write_upscaler(path: Path, scale: int = 2, channels: int = 3) -> Path:
+    """A tiny network of an architecture that spandrel knows, with random weights."""
+    compact = pytest.importorskip("spandrel.architectures.Compact", reason="spandrel (lafr[upscale]) is not installed")
+    torch.manual_seed(5)
+    network = compact.Compact(num_in_ch=channels, num_out_ch=channels, num_feat=4, num_conv=1, upscale=scale)
+    if path.suffix == ".safetensors":
+        pytest.importorskip("safetensors.torch").save_file(network.state_dict(), str(path))
+    else:
+        torch.save({"params_ema": network.state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_tiles_of_an_upscaler_fit_together(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = upscaler.open_upscaler(write_upscaler(tmp_path / name), torch.device("cpu"))
+    planes = torch.from_numpy(noise(70, 50).transpose(2, 0, 1).copy())
+    whole = opened(planes, 2)
+    assert whole.dtype == torch.uint8 and whole.shape == (3, 140, 100)
+    assert not torch.equal(whole, enlarge_planes(planes, 2))
+    monkeypatch.setattr(upscaler, "TILE", 16)
+    monkeypatch.setattr(upscaler, "MARGIN", 8)
+    assert torch.equal(opened(planes, 2), whole)  # the network's view is 7 pixels wide
+    monkeypatch.setattr(upscaler, "MARGIN", 0)
+    assert not torch.equal(opened(planes, 2), whole)
+
+
+@pytest.mark.parametrize(("scale", "factor"), [(2, 4), (4, 2), (2, 2)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("planes", [1, 3])
+def test_any_scale_and_channels_give_what_is_asked_for(
+    scale: int, factor: int, channels: int, planes: int, tmp_path: Path
+) -> None:
+    opened = upscaler.open_upscaler(write_upscaler(tmp_path / "a.safetensors", scale, channels), torch.device("cpu"))
+    deep = (torch.rand(planes, 9, 7) * 65535).round().to(torch.int32).to(torch.uint16)
+    made = opened(deep, factor)
+    assert made.dtype == torch.uint16 and made.shape == (planes, 9 * factor, 7 * factor)
+    if (planes, channels, scale) == (3, 1, factor):  # a network of one channel sees each colour for itself
+        one = opened(deep[1:2], factor)
+        assert torch.equal(made[1:2], one)
+
+
+def test_an_upscaler_enlarges_the_photo_and_faces_are_pasted_into_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "open_models", lambda *_, **__: parts([]))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    file = write_upscaler(tmp_path / "net.safetensors")
+    Image.fromarray(noise()).save(tmp_path / "a.png")
+    given = ["restore", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.main([*given, "--upscaler", str(file)]) == 2  # how many times?
+    assert cli.main([*given, "--upscale", "2", "--upscaler", str(file)]) == 0
+    made = photos.read(tmp_path / "out" / "a.png").stored
+    wanted = upscaler.open_upscaler(file, torch.device("cpu"))(photos.read(tmp_path / "a.png").stored, 2)
+    assert torch.equal(made, wanted)
+    write_upscaler(tmp_path / "net.safetensors", 4)  # another network: done again
+    assert cli.main([*given, "--upscale", "2", "--upscaler", str(file), "--resume"]) == 0
+    assert not torch.equal(photos.read(tmp_path / "out" / "a.png").stored, made)
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("/tmp/lafr-upscaler-ran-code"),))
+
+
+def test_files_that_are_no_upscalers_are_sentences_and_never_run(tmp_path: Path) -> None:
+    pytest.importorskip("spandrel", reason="spandrel (lafr[upscale]) is not installed")
+    torch.save({"params": Trap()}, tmp_path / "trap.pth")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    (tmp_path / "text.safetensors").write_text("hello")
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(CheckpointError, match=f"{path.name}: expected an upscaler that spandrel knows"):
+            upscaler.open_upscaler(path, torch.device("cpu"))
+    assert not Path("/tmp/lafr-upscaler-ran-code").exists()
+
+
+def test_without_spandrel_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "lafr\[upscale\]"'):
+        upscaler.open_upscaler(tmp_path / "a.pth", torch.device("cpu"))

@@ -11,6 +11,7 @@ from ...errors import InputError
 from ...faces.detectors import open_detector
 from ...images.encode import QUALITY
 from ...images.enlarge import FACTORS
+from ...images.upscaler import open_upscaler
 from ...pipeline import REFERENCE_WEIGHT, References
 from ...settings import RestoreSettings, options
 from ...store.outputs import Outputs
@@ -34,7 +35,7 @@ from ..journal import Journal
 from ..output import FORMATS, Style
 from ..processes import Processes, join
 from ..report import is_report
-from ..signature import made_with
+from ..signature import content, made_with
 
 Told = Sequence[Mapping[str, Any]]
 
@@ -92,6 +93,12 @@ def _add_style(parser: argparse.ArgumentParser) -> None:
         help="enlarge the photo so many times (Lanczos) and paste the faces at that size (default: %(default)s)",
     )
     group.add_argument(
+        "--upscaler",
+        type=Path,
+        metavar="FILE",
+        help="a network that enlarges instead of Lanczos, with --upscale: .safetensors or .pth of any kind that spandrel knows",
+    )
+    group.add_argument(
         "--gallery",
         type=Path,
         metavar="FILE.html",
@@ -119,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--aligned and --box: expected one of them, got both; aligned crops need no boxes")
     if args.aligned and args.upscale != 1:
         raise InputError("--aligned and --upscale: expected one of them, got both; face crops keep their size")
+    if args.upscaler is not None and args.upscale == 1:
+        raise InputError("--upscaler: expected --upscale 2 or 4 with it, got neither; say how many times as large")
     made = Journal.open(args.out).made
     clips, args.inputs = find(args.inputs, args.out, recursive=args.recursive, sequence=args.sequence, is_result=made)
     if args.aligned or args.box or args.upscale != 1:  # for photos only
@@ -162,10 +171,20 @@ def _photos(
     def open_worker(processes: Processes) -> Worker:
         models = models_of(args, settings, processes.device)
         references = references_of(args, models, settings)
+        enlarge = None if args.upscaler is None else open_upscaler(args.upscaler, processes.device)
         if args.aligned:
             return lambda job: restore_crop(job, models, settings, read, references, style)
         return lambda job: restore_photo(
-            job, models, settings, args.box, read, references, style, upscale=args.upscale, max_pixels=args.max_pixels
+            job,
+            models,
+            settings,
+            args.box,
+            read,
+            references,
+            style,
+            upscale=args.upscale,
+            max_pixels=args.max_pixels,
+            enlarge=enlarge,
         )
 
     style = Style(args.format, args.quality, not args.no_record)
@@ -182,6 +201,7 @@ def _photos(
         quality=args.quality,
         record=style.record,
         **({} if args.upscale == 1 else {"upscale": args.upscale}),
+        **({} if args.upscaler is None else {"upscaler": content(args.upscaler)}),
     )
     run = Run(
         "restore",

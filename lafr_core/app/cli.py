@@ -1,4 +1,6 @@
-"""The command line: ``python -m lafr_core restore | detect | compare | demo | doctor``. One module a command, in ``commands/``.
+"""The command line: ``python -m lafr_core restore | detect | compare | demo | doctor | completion``.
+
+One module a command, in ``commands/``.
 
 Exit codes: 0 = every input done (a photo without a face is done), 1 = some inputs failed, 2 = nothing was done: wrong usage,
 or a model that cannot be opened, 130 = stopped by Ctrl-C or SIGTERM. Results go to files, messages to stderr.
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 
 from .. import __version__
 from ..errors import LafrError
-from .commands import compare, demo, detect, doctor, restore
+from .commands import compare, completion, demo, detect, doctor, restore
 from .config import with_config
 from .terminal import say
 
@@ -57,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
+    completion.add(commands, build_parser)
     return parser
 
 

@@ -25,8 +25,8 @@ def enlarged(photo: Photo, factor: int, *, max_pixels: int | None = None, enlarg
     """The photo ``factor`` times as wide and high, with all that came with it; 1 = the photo itself.
 
     enlarge: makes the colours larger (an :class:`.upscaler.Upscaler`); None = Lanczos, three lobes, for every channel by
-    itself, as alpha always is. The 8 or 16 bits are kept. Raises InputError for a factor that is not in FACTORS and for results of
-    more than ``max_pixels`` (None = MAX_PIXELS).
+    itself, as alpha always is. The 8 or 16 bits are kept. Raises InputError for a factor that is not in FACTORS and for
+    results of more than ``max_pixels`` (None = MAX_PIXELS).
     """
     check_factor(factor)
     if factor == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,18 @@ def test_the_doctor_says_what_is_here(opened: list[Any], capfd: Any, monkeypatch
     monkeypatch.setattr(doctor, "open_models", broken)
     assert run("doctor", "--device", "cpu") == 1
     assert "self-test: failed: RuntimeError: CUDA driver is too old" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_commands_and_options(shell: str, capfd: Any) -> None:
+    pytest.importorskip("shtab", reason="shtab makes the script")
+    assert cli.main(["completion", shell]) == 0
+    script = capfd.readouterr().out
+    for word in ("restore", "detect", "--fidelity", "--upscale", "completion"):
+        assert word.lstrip("-") in script
+
+
+def test_completion_without_shtab_names_it(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["completion", "bash"]) == 2
+    assert "pip install shtab" in capfd.readouterr().err

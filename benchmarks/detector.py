@@ -1,10 +1,13 @@
 """Recall, false positives, landmark error and time of the starter detector beside RetinaFace-mobile0.25.
 
-    python benchmarks/detector.py --data FACES [--retinaface FILE] [--weights FILE] [--photos N] [--no-time] [--json FILE]
+    python benchmarks/detector.py --data FACES [--retinaface FILE] [--weights FILE] [--photos N] [--faceless FOLDER] [--no-time]
+        [--json FILE]
 
 Photos: ``faces/val`` (one labelled face each), degraded whole with a fixed seed a photo at three severities.
 Both detectors run through the same :func:`lafr_core.faces.detect.detect_faces`. A detection is right when its box overlaps the
 box that belongs to the labelled landmarks by 0.35 or more (intersection over union); every other detection is a false positive.
+The pictures of ``--faceless``, of which the user vouches that there is no face in them, are looked at as a user would, at the
+default settings, with turns.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lafr_core.faces.boxes import face_box, overlap
 from lafr_core.faces.detect import detect_faces
 from lafr_core.faces.detectors import open_detector
+from lafr_core.images import photos
 from lafr_core.images.degrade import degrade
+from lafr_core.images.formats import SUFFIXES
 from lafr_core.settings import RestoreSettings
 from lafr_core.types import Detector, Face, Point
 from train.data.composites import faceless_pictures
@@ -114,6 +119,17 @@ def faceless(photos: list[tuple[NDArray[np.uint8], tuple[Point, ...]]]) -> list[
     return pictures
 
 
+def false_faces(detector: Detector, folder: Path) -> tuple[int, dict[str, list[float]]]:
+    """How many pictures the folder has, and those of them in which a face is found at the default settings: its scores."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = {}
+    for path in paths:
+        image = photos.read(path).stored.expand(3, -1, -1)[None]
+        if faces := detect_faces(image, detector, RestoreSettings()):
+            found[path.name] = [round(face.score, 3) for face in faces]
+    return len(paths), found
+
+
 def seconds(
     detectors: dict[str, Detector], image: Tensor, settings: RestoreSettings, repeats: int
 ) -> dict[str, list[tuple[float, float]]]:
@@ -137,6 +153,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with faces.csv")
     parser.add_argument("--retinaface", type=Path, help="retinaface_mobile0.25.pth; without it the starter runs alone")
     parser.add_argument("--photos", type=int, default=0, help="about N photos, evenly picked (0 = all)")
+    parser.add_argument("--faceless", type=Path, metavar="FOLDER", help="pictures without a face, for false ones")
     parser.add_argument("--no-time", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -144,23 +161,23 @@ def main() -> None:
     detectors: dict[str, Detector] = {"starter": open_detector("starter", weights=options.weights)}
     if options.retinaface:
         detectors["retinaface"] = open_detector("retinaface-mobile0.25", weights=options.retinaface)
-    photos = [(load_pixels(p), p.landmarks) for p in read_split(options.data, "val")]
-    photos = photos[:: max(1, len(photos) // options.photos)] if options.photos else photos
+    faces = [(load_pixels(p), p.landmarks) for p in read_split(options.data, "val")]
+    faces = faces[:: max(1, len(faces) // options.photos)] if options.photos else faces
     results: dict[str, dict[str, list[Outcome]]] = {name: {} for name in detectors}
     for severity in SEVERITIES:
         for name in detectors:
             results[name][severity] = []
-        for seed, (pixels, landmarks) in enumerate(photos):
+        for seed, (pixels, landmarks) in enumerate(faces):
             image = degraded(pixels, severity, seed)
             for name, detector in detectors.items():
                 results[name][severity].append(judge(run(detector, image), landmarks))
-    empty = faceless(photos)
+    empty = faceless(faces)
     for name, detector in detectors.items():
         results[name]["faceless"] = [judge(run(detector, image), None) for image in empty]
 
-    table: dict[str, object] = {"photos": len(photos), "faceless": len(empty)}
+    table: dict[str, object] = {"photos": len(faces), "faceless": len(empty)}
     pools = {name: [o for s in SEVERITIES[1:] for o in r[s]] + r["faceless"] for name, r in results.items()}
-    print(f"{len(photos)} validation photos, {len(empty)} pictures without faces; landmark error: share of the eye distance")
+    print(f"{len(faces)} validation photos, {len(empty)} pictures without faces; landmark error: share of the eye distance")
     default = RestoreSettings().threshold
     print(f"\nStarter at the default threshold {default} and 0.1 about it, and where nothing is a mistake")
     for threshold in (default - 0.1, default, default + 0.1, threshold_for(pools["starter"], 0)):
@@ -188,8 +205,15 @@ def main() -> None:
         ours, theirs = (float(np.mean(v)) for v in zip(*both, strict=True))
         table["landmark_error_both"] = {"starter": ours, "retinaface": theirs, "faces": len(both)}
         print(f"landmark error on the {len(both)} degraded faces both find: starter {ours:.4f}, retinaface {theirs:.4f}")
+    if options.faceless:
+        for name, detector in detectors.items():
+            count, mistaken = false_faces(detector, options.faceless)
+            table[f"false_faces_{name}"] = {"pictures": count, "with_a_face": mistaken}
+            share = 100 * len(mistaken) / max(1, count)
+            print(f"\n{name}: a face in {len(mistaken)} of {count} pictures of {options.faceless} ({share:.2f} %)")
+            print("  " + ", ".join(f"{picture} {max(scores):.2f}" for picture, scores in mistaken.items()))
     if not options.no_time:
-        pixels = np.asarray(Image.fromarray(photos[0][0]).resize((1024, 1024), Image.Resampling.BICUBIC))
+        pixels = np.asarray(Image.fromarray(faces[0][0]).resize((1024, 1024), Image.Resampling.BICUBIC))
         times = seconds(detectors, degraded(pixels, "sharp", 0), RestoreSettings(), 9)
         print(f"\nseconds for a 1024x1024 photo, median of 9 paired runs, {torch.get_num_threads()} threads")
         for name, values in times.items():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from lafr_core.faces.detect import detect_faces
 from lafr_core.faces.detectors import BEST_FIRST, find_weights, open_detector
 from lafr_core.faces.detectors.retinaface import VARIANTS, RetinaFaceDetector, decode, load_network, make_priors
 from lafr_core.faces.detectors.scrfd import ScrfdDetector
-from lafr_core.faces.detectors.starter import StarterDetector, close_up, pyramid
+from lafr_core.faces.detectors.starter import MOVES, STEADY, VAGUE, StarterDetector, close_up, moved_by, pyramid
 from lafr_core.faces.networks import closeup
 from lafr_core.faces.networks import landmarks as last_look
 from lafr_core.faces.networks.detector import StarterDetectorNet, StarterNets, cells, fold
@@ -109,7 +111,8 @@ def test_folding_the_last_look_keeps_its_output() -> None:
     x = torch.rand(2, 3, 64, 64)
     folded = last_look.fold(network)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert torch.allclose(network(x), folded(x), atol=1e-3)
+    for old, new in zip(network(x), folded(x), strict=True):
+        assert torch.allclose(old, new, atol=1e-3)
 
 
 class Fixed(nn.Module):
@@ -129,22 +132,44 @@ def test_a_landmark_is_the_mean_of_the_places_that_sure_cells_point_at() -> None
     network.head = Fixed(maps)  # type: ignore[assignment]
     pixels = torch.rand(1, 3, 64, 64)
     # No evidence: about where the template has them; the border cuts the prior's bells off a little.
-    assert torch.allclose(network(pixels)[0], torch.tensor(last_look.template()), atol=3.0)
+    assert torch.allclose(network(pixels).landmarks[0], torch.tensor(last_look.template()), atol=3.0)
     maps[0, 2, 3, 5] = 1000.0  # all evidence for the nose in one cell of four pixels: its middle
-    assert network(pixels)[0, 2].tolist() == pytest.approx([4 * 5 + 1.5, 4 * 3 + 1.5])
+    assert network(pixels).landmarks[0, 2].tolist() == pytest.approx([4 * 5 + 1.5, 4 * 3 + 1.5])
     maps[0, 5 + 2 * 2, 3, 5], maps[0, 5 + 2 * 2 + 1, 3, 5] = 0.5, -2.0  # it points half a cell right and two cells up
-    assert network(pixels)[0, 2].tolist() == pytest.approx([4 * 5 + 1.5 + 2, 4 * 3 + 1.5 - 8])
+    assert network(pixels).landmarks[0, 2].tolist() == pytest.approx([4 * 5 + 1.5 + 2, 4 * 3 + 1.5 - 8])
     expected = last_look.cells(maps.device)[1][2].view(16, 16)
     maps[0, 2, 3, 7] = 1000.0 + float(expected[3, 5] - expected[3, 7])  # as much evidence two cells further right
-    assert network(pixels)[0, 2, 0].item() == pytest.approx((4 * 5 + 1.5 + 2 + 4 * 7 + 1.5) / 2, abs=0.01)
+    assert network(pixels).landmarks[0, 2, 0].item() == pytest.approx((4 * 5 + 1.5 + 2 + 4 * 7 + 1.5) / 2, abs=0.01)
 
 
-def test_the_last_look_has_the_last_word_on_landmarks_and_none_on_scores() -> None:
+def test_vagueness_counts_the_cells_that_a_landmark_may_be_in() -> None:
+    network = last_look.LandmarkNet((4, 6, 8, 10), neck=8)
+    maps = torch.zeros(1, 15, 16, 16)
+    maps[0, :5] = -last_look.cells(maps.device)[1].view(5, 16, 16)  # all cells alike for all five
+    network.head = Fixed(maps)  # type: ignore[assignment]
+    assert network(torch.rand(2, 3, 64, 64)).vagueness.tolist() == pytest.approx([math.log(256)] * 2, abs=1e-4)
+    maps[0, 1, 2, :2] += 1000.0  # one of the five in either of two cells
+    assert network(torch.rand(1, 3, 64, 64)).vagueness.item() == pytest.approx((4 * math.log(256) + math.log(2)) / 5, abs=1e-4)
+
+
+class Answer(nn.Module):
+    """Answers with what a function makes of the close-ups."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, seen: Tensor) -> Any:
+        return self.answer(seen)
+
+
+def test_the_last_look_has_the_last_word_on_landmarks() -> None:
     nets = small_nets()
     image, places = torch.rand(3, 90, 120), landmarks_in((30.0, 20.0, 70.0, 80.0))
     faces = [Face(face_box(places), places, 0.9)]
     shown = torch.tensor(last_look.template()) + torch.rand(5, 2)
-    nets.landmarks = Fixed(shown[None])  # type: ignore[assignment]
+    nets.landmarks = Answer(lambda seen: last_look.Seen(shown.expand(len(seen), 5, 2), torch.zeros(len(seen))))  # type: ignore[assignment]
+    nets.close_up = Answer(lambda seen: closeup.Closer(torch.full((len(seen),), 5.0), seen))  # type: ignore[assignment]
     (face,) = StarterDetector(nets, torch.device("cpu")).exact(image, faces)
     turned = torch.stack([63 - shown[:, 0], shown[:, 1]], dim=-1)[[1, 0, 2, 4, 3]]  # what the mirror image's answer stands for
     wanted = transform(similarity(last_look.template(), places), ((shown + turned) / 2).tolist())
@@ -152,6 +177,39 @@ def test_the_last_look_has_the_last_word_on_landmarks_and_none_on_scores() -> No
     assert face.score == 0.9 and face.box == face_box(face.landmarks)
     nets.landmarks = None
     assert StarterDetector(nets, torch.device("cpu")).exact(image, faces) == faces
+
+
+@pytest.mark.parametrize(
+    ("worst", "vague", "share"),
+    [(STEADY[1], VAGUE[1], 1), (STEADY[0], 0, 0), (9, VAGUE[0], 0), (sum(STEADY) / 2, 0, 0.5), (9, sum(VAGUE) / 2, 0.5),
+     (sum(STEADY) / 2, sum(VAGUE) / 2, 0.25)],
+)  # fmt: skip
+def test_a_face_that_wavers_or_shows_no_landmark_loses_its_score(worst: float, vague: float, share: float) -> None:
+    nets = small_nets()
+    shown = torch.tensor(last_look.template())
+    nets.landmarks = Answer(  # the picture and its mirror image count alike
+        lambda seen: last_look.Seen(shown.expand(len(seen), 5, 2), torch.tensor([vague - 0.3, vague + 0.3]))
+    )  # type: ignore[assignment]
+
+    def logits(seen: Tensor) -> closeup.Closer:
+        assert len(seen) == 2 * len(MOVES)
+        rows = torch.full((2, len(MOVES)), 8.0)
+        rows[0, 3], rows[1, 3] = worst - 2, worst + 2  # one look is worse than the others
+        return closeup.Closer(rows.flatten(), seen)
+
+    nets.close_up = Answer(logits)  # type: ignore[assignment]
+    places = landmarks_in((30.0, 20.0, 70.0, 80.0))
+    (face,) = StarterDetector(nets, torch.device("cpu")).exact(torch.rand(3, 90, 120), [Face(face_box(places), places, 0.8)])
+    assert face.score == pytest.approx(0.8 * share, abs=1e-4)
+
+
+def test_faces_are_looked_at_again_from_a_little_off() -> None:
+    places = landmarks_in((30.0, 20.0, 70.0, 80.0))
+    eyes, middle = math.dist(places[0], places[1]), np.mean(places, axis=0)
+    shifted = np.asarray(moved_by(places, (0.5, -0.25, 1.0)))
+    assert np.allclose(shifted - places, [0.5 * eyes, -0.25 * eyes])
+    larger = np.asarray(moved_by(places, (0.0, 0.0, 1.2)))
+    assert np.allclose(larger - middle, 1.2 * (np.asarray(places) - middle))
 
 
 def test_a_file_without_the_last_look_is_a_detector_too(tmp_path: Path) -> None:
@@ -198,7 +256,7 @@ def test_the_starter_takes_any_size_and_leaves_the_image_alone(size: tuple[int, 
     detector = StarterDetector(small_nets(), torch.device("cpu"))
     image = torch.rand(3, *size)
     before = image.clone()
-    found = detector(image, 0.0001)
+    found = detector(image, 0.0)
     assert found
     for face in found:  # untrained: whatever it finds must be well formed
         assert all(math.isfinite(v) for v in (*face.box, *(c for p in face.landmarks for c in p)))

@@ -146,7 +146,9 @@ class LandmarkTask(NetworkTask):
             super().__init__(LandmarkNet(norm=True))
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"landmarks": error(model(batch["pixels"].contiguous(memory_format=torch.channels_last)), batch["points"])}
+        return {
+            "landmarks": error(model(batch["pixels"].contiguous(memory_format=torch.channels_last)).landmarks, batch["points"])
+        }
 
 
 def run(config: Config) -> Path:

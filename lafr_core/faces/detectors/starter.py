@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,17 @@ SMALLEST_LEVEL = 64
 CANDIDATES = 100
 """At most this many candidates of the finder get a second look."""
 
+MOVES = ((0.0, 0.0, 1.0), (0.12, 0.0, 1.0), (-0.12, 0.0, 1.0), (0.0, 0.12, 1.0), (0.0, -0.12, 1.0), (0.0, 0.0, 1.15),
+         (0.0, 0.0, 0.87))  # fmt: skip
+"""How a face is looked at once more, (right, down, size) in eye distances: it stays a face when the close-up is a little off;
+what merely looks like one from one place does not."""
+
+STEADY = (0.0, 2.0)
+"""The worst log odds of these looks, of a face or none, from which nothing and from which all of the score stands."""
+
+VAGUE = (4.2, 3.85)
+"""The vagueness of the last look's landmarks (:class:`..networks.landmarks.Seen`), likewise."""
+
 
 class StarterDetector:
     """The starter networks as a :class:`~lafr_core.types.Detector`: find candidates, then look at each of them more closely.
@@ -34,7 +46,8 @@ class StarterDetector:
     The finder knows faces of 8 to about 200 pixels, so it sees the image and quarter-size copies of it. Every candidate is
     turned upright into a small close-up (twice, the second time with the better landmarks of the first), where a second network
     finds the landmarks and says whether it is a face. The score is the geometric mean of both networks' scores. Of what counts
-    as a face, a third network sees a tighter close-up and has the last word on the landmarks.
+    as a face, a third network sees a tighter close-up and has the last word on the landmarks. What stands so far is looked at
+    again from about there: where the second network wavers or the third sees no landmark clearly, the score falls.
     """
 
     name = "starter"
@@ -52,7 +65,8 @@ class StarterDetector:
             # The geometric mean cannot reach the threshold when the finder's score is below its square.
             found += self.candidates(level, scale, threshold**2)
         faces = self.closer(image, [face for face in merge(found) if usable(face)][:CANDIDATES])
-        return self.exact(image, merge([face for face in faces if face.score >= threshold]))
+        found = self.exact(image, merge([face for face in faces if face.score >= threshold]))
+        return sorted((face for face in found if face.score >= threshold), key=lambda face: -face.score)
 
     def candidates(self, level: Tensor, scale: tuple[float, float], threshold: float) -> list[Face]:
         """What the finder takes for faces on one pyramid level, in image pixels; ``scale`` is level pixels per image pixel."""
@@ -84,12 +98,26 @@ class StarterDetector:
         ]
 
     def exact(self, image: Tensor, faces: list[Face]) -> list[Face]:
-        """The faces with landmarks and box corrected by the third network; as they are where the file holds none."""
+        """The faces with landmarks and box corrected by the third network, and with what their scores are worth after another
+        look at them; as they are where the file holds no third network."""
         if not faces or self.nets.landmarks is None:
             return faces
         matrices, crops = close_ups(image, [face.landmarks for face in faces], tight_template())
-        seen = unmirrored(self.nets.landmarks(crops), matrices)
-        return [Face(face_box(points), points, face.score) for face, points in zip(faces, seen, strict=True)]
+        found = self.nets.landmarks(crops)
+        seen = unmirrored(found.landmarks, matrices)
+        vague = found.vagueness.unflatten(0, (2, -1)).mean(0)
+        support = (ramp(self.steadiness(image, seen), *STEADY) * ramp(vague, *VAGUE)).tolist()
+        return [
+            Face(face_box(points), points, face.score * share) for face, points, share in zip(faces, seen, support, strict=True)
+        ]
+
+    def steadiness(self, image: Tensor, seen: Sequence[Landmarks]) -> Tensor:
+        """(N,): the worst log odds that the second network gives N faces, looked at as :data:`MOVES` say; each look is the mean
+        of the picture and its mirror image."""
+        moved = [moved_by(points, move) for move in MOVES for points in seen]
+        _, crops = close_ups(image, moved, closeup.template())
+        logits: Tensor = self.nets.close_up(crops).logits
+        return logits.view(2, len(MOVES), len(seen)).mean(0).amin(0)
 
     def _find(self, pixels: Tensor) -> Predictions:
         """The finder on pixels (B, 3, H, W) of any size: gray is added at the right and below up to multiples of 32."""
@@ -110,6 +138,21 @@ def pyramid(image: Tensor) -> list[tuple[Tensor, tuple[float, float]]]:
         levels.append((small, (size[1] / width, size[0] / height)))
         shrink *= LEVEL_STEP
     return levels
+
+
+def moved_by(points: Landmarks, move: tuple[float, float, float]) -> Landmarks:
+    """The landmarks moved right and down by shares of the eye distance and made larger about their middle."""
+    right, down, size = move
+    middle = tuple(sum(point[axis] for point in points) / len(points) for axis in (0, 1))
+    eyes = math.dist(points[0], points[1])
+    return five(
+        ((x - middle[0]) * size + middle[0] + right * eyes, (y - middle[1]) * size + middle[1] + down * eyes) for x, y in points
+    )
+
+
+def ramp(values: Tensor, none: float, all_: float) -> Tensor:
+    """0 at ``none`` and beyond, 1 at ``all_`` and beyond, straight between."""
+    return ((values - none) / (all_ - none)).clamp(0, 1)
 
 
 def close_ups(image: Tensor, guesses: Sequence[Landmarks], target: Sequence[Point]) -> tuple[list[Matrix], Tensor]:

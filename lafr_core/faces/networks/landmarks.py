@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,18 @@ def template() -> list[Point]:
     return [(middle + (x - 257.0) * scale, middle + (y - 305.5) * scale) for x, y in FFHQ_TEMPLATE]
 
 
+class Seen(NamedTuple):
+    """What a close-up shows."""
+
+    landmarks: Tensor
+    """(B, 5, 2): (x, y) in pixels of the close-up."""
+    vagueness: Tensor
+    """(B,): entropy of the evidence in nats, mean of the five landmarks. 0: each is seen in one cell; log(256) = 5.5: nowhere
+    more than anywhere else."""
+
+
 class LandmarkNet(nn.Module):
-    """Close-ups (B, 3, 64, 64) in [0, 1] -> landmarks (B, 5, 2), (x, y) in pixels of the close-up. ``config`` rebuilds it.
+    """Close-ups (B, 3, 64, 64) in [0, 1] -> :class:`Seen`. ``config`` rebuilds it.
 
     Every cell of a 16 x 16 grid says where it sees each landmark, as an offset from its middle, and how sure it is; a landmark
     is the mean of these places, weighted with the softmax of the evidence (soft-argmax, Sun et al. 2018, arXiv 1711.08229, with
@@ -53,7 +63,7 @@ class LandmarkNet(nn.Module):
         self.smooth = nn.Sequential(ConvUnit(neck, neck, norm), ConvUnit(neck, neck, norm))
         self.head = nn.Conv2d(neck, 5 + 10, 1)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Seen:
         x = self.stem(F.pixel_unshuffle(pixels * 2 - 1, 2))
         maps = []
         for stage in self.stages:
@@ -65,7 +75,8 @@ class LandmarkNet(nn.Module):
         evidence, offsets = self.head(self.smooth(merged)).float().flatten(2).split((5, 10), dim=1)  # (B, 5 or 10, cells)
         places, expected = cells(pixels.device)
         seen = places + offsets.unflatten(1, (5, 2)).transpose(2, 3) * CELL  # (B, 5, cells, 2)
-        return ((evidence + expected).softmax(-1)[..., None] * seen).sum(2)
+        shares = (evidence + expected).softmax(-1)
+        return Seen((shares[..., None] * seen).sum(2), torch.special.entr(shares).sum(-1).mean(-1))
 
 
 def cells(device: torch.device) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ what merely looks like one from one place does not."""
 STEADY = (0.0, 2.0)
 """The worst log odds of these looks, of a face or none, from which nothing and from which all of the score stands."""
 
-VAGUE = (4.2, 3.85)
+VAGUE = (4.3, 4.0)
 """The vagueness of the last look's landmarks (:class:`..networks.landmarks.Seen`), likewise."""
 
 

@@ -322,6 +322,8 @@ class DecoderStage(Judged):
 
     own: float = 0.75
     """Share of clean patches in the starter encoder's latents (pairs.beside); the others are in those of ``models.vae``'s."""
+    lattice: float = 20.0
+    """Of what the places of neighbouring cells have in common and the photo has not: a grid, which a critic hardly sees."""
     blend: float = 0.85
     """How far the written decoder goes from what it was to what was learned (arXiv 1809.00219): texture against PSNR."""
     restored: float = 0.3
@@ -331,6 +333,7 @@ class DecoderStage(Judged):
         super().check(name)
         for key in ("own", "restored", "blend"):
             _require(0 <= getattr(self, key) <= 1, f"{name}.{key}", "a share in [0, 1]", getattr(self, key))
+        _require(self.lattice >= 0, f"{name}.lattice", "0 or more", self.lattice)
 
 
 @dataclass(frozen=True)

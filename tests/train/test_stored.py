@@ -284,6 +284,21 @@ def test_the_critic_looks_from_another_place_and_nearer() -> None:
     assert {v[2] for v in views} == {1, 2} and {v[0] for v in views} == set(range(9)) == {v[1] for v in views}
 
 
+def test_a_lattice_is_what_repeats_from_cell_to_cell() -> None:
+    g = torch.Generator().manual_seed(0)
+    photo = torch.rand(1, 3, 64, 64, generator=g)
+    dot = torch.zeros(8, 8)
+    dot[2, 5] = 0.1
+    grid = dot.repeat(8, 8).expand(1, 3, 64, 64)
+    assert float(decoder.lattice(photo, photo)) == 0
+    alone = float(decoder.lattice(photo + grid, photo))
+    assert alone == pytest.approx(0.1 * (1 / 64 * (1 - 1 / 81) + 63 / 64 / 81), rel=0.2)  # the dots, and their blur taken off
+    stripes = torch.zeros(64, 64)
+    stripes[:, ::16] = 0.1  # every other cell: half of a lattice
+    assert 0 < float(decoder.lattice(photo + stripes, photo)) < 8 * alone / 2
+    assert float(decoder.lattice(photo + grid.flip(1) * 2, photo)) == pytest.approx(2 * alone, rel=1e-4)
+
+
 def around(corner: Tensor, margin: int, side: int) -> tuple[slice, slice]:
     """The cells from ``margin`` before a corner on."""
     top, left = (int(v) - margin for v in corner)

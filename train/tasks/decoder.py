@@ -97,6 +97,16 @@ def look(pixels: Tensor, views: Tensor) -> Tensor:
     return torch.cat(seen)
 
 
+def lattice(made: Tensor, real: Tensor) -> Tensor:
+    """How much (B, 3, s, s) differ from the photos by a pattern that repeats from cell to cell: L1 of the fine difference at
+    each of a cell's 64 places, averaged over 4x4 cells. Texture averages out there, a grid does not. s is a multiple of 8.
+    """
+    apart = made - real
+    fine = apart - F.avg_pool2d(apart, 9, 1, 4, count_include_pad=False)
+    places = F.pixel_unshuffle(fine, FACTOR)
+    return F.avg_pool2d(places, min(4, places.shape[-1])).abs().mean()
+
+
 class DecoderTask(NetworkTask):
     """Clean latents -> the photo's patch; a critic of its own optimiser learns beside the decoder."""
 
@@ -128,6 +138,7 @@ class DecoderTask(NetworkTask):
         ).log10() * -10
         return {
             "pixel": stage.pixel * pixel_loss(made.float(), real),
+            "lattice": stage.lattice * lattice(made.float(), real),
             "near": stage.near * near(maps, seen[0]),
             "fool": stage.weight * self.critic.fooled(maps, seen, places),
         }

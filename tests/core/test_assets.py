@@ -227,5 +227,8 @@ def test_samples_are_pictures_of_the_repository() -> None:
 
 def test_bundled_is_beside_the_library() -> None:
     assert assets.bundled("prior") == Path(lafr_core.__file__).parent / "weights" / "prior.safetensors"
-    with pytest.raises(CheckpointError, match="expected one of detector, vae, adapter, prior, embedder, trust, got 'net'"):
+    kinds = "detector, vae, adapter, prior, embedder, trust, confidence, presence"
+    with pytest.raises(CheckpointError, match=f"expected one of {kinds}, got 'net'"):
+        CheckpointError, match="expected one of detector, vae, adapter, prior, embedder, trust, confidence, presence, got 'net'"
+    ):
         assets.bundled("net")

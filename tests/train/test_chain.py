@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 
 from lafr_core.app import cli
 from lafr_core.latent.sd_prior import load_context, open_sd_prior
-from train.data.drawn import draw_face
+from lafr_core.store import assets
 from train.engine import run
 from train.tasks import adapter, codebook, prior
 from train.tools.export import export
@@ -42,8 +42,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def restore(folder: Path, file: Path, *more: str) -> tuple[int, Path]:
     photo = folder / "photo.png"
-    Image.fromarray((draw_face(5, 512) * 255).astype(np.uint8)).save(photo)
-    given = ["restore", str(photo), "-o", str(folder / "out"), "--checkpoint", str(file), "--box", "60,40,450,470", *more]
+    Image.open(assets.sample("portrait")).convert("RGB").save(photo)
+    given = ["restore", str(photo), "-o", str(folder / "out"), "--checkpoint", str(file), *more]
     return cli.main(given), folder / "out"
 
 

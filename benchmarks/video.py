@@ -208,7 +208,7 @@ def write_clip(path: Path, frames: Tensor, crf: int = 16, rate: int = 25) -> Non
 
 def spoiled(sharp: Tensor, generator: torch.Generator, noise: float, blur: float, crf: int) -> Tensor:
     """A camcorder's picture: soft, noisy anew in each frame, coded thriftily."""
-    from lafr_core.video.steady import blur as gaussian
+    from lafr_core.filters import gaussian
 
     low = gaussian(sharp, blur)
     grain = torch.randn(low.shape, generator=generator)

@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.video import motions, rendered
 from lafr_core.faces.detect import detect_faces
+from lafr_core.filters import gaussian
 from lafr_core.geometry import FFHQ_TEMPLATE, similarity
 from lafr_core.images.draw import font
 from lafr_core.models import open_models
 from lafr_core.pipeline import restore_faces
 from lafr_core.settings import RestoreSettings
 from lafr_core.video.clips import FileClip
-from lafr_core.video.steady import blur
 
 SHOWN = 8
 CELL = 176
@@ -44,12 +44,12 @@ def tape(frames: Tensor, generator: torch.Generator) -> Tensor:
     sideways = torch.exp(-0.5 * (torch.arange(-12.0, 13.0) / 4.5) ** 2)
     kernel = (sideways / sideways.sum()).view(1, 1, 1, -1).expand(3, 1, 1, -1)
     colour = F.conv2d(F.pad(colour, (14, 10, 0, 0), mode="replicate"), kernel, groups=3)
-    light = blur(gray, 1.1)
-    noise = blur(torch.randn(light.shape, generator=generator), 0.8) * 0.14
-    stain = blur(torch.randn(colour.shape, generator=generator), 3.0) * 0.22
+    light = gaussian(gray, 1.1)
+    noise = gaussian(torch.randn(light.shape, generator=generator), 0.8) * 0.14
+    stain = gaussian(torch.randn(colour.shape, generator=generator), 3.0) * 0.22
     out = (light + noise + 0.85 * (colour + stain)).clamp(0, 1)
     count, _, height, width = out.shape
-    tremble = blur(torch.randn((count, 1, height, 1), generator=generator).expand(-1, -1, -1, 9), 1.5)[..., 4] * 1.2
+    tremble = gaussian(torch.randn((count, 1, height, 1), generator=generator).expand(-1, -1, -1, 9), 1.5)[..., 4] * 1.2
     x = torch.arange(width) + tremble[:, 0, :, None]
     y = torch.arange(height)[None, :, None].expand(count, -1, width)
     grid = torch.stack([(x + 0.5) * 2 / width - 1, (y + 0.5) * 2 / height - 1], dim=-1)

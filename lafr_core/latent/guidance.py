@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..filters import gaussian
 from ..types import Embedder
-from .lending import smooth
 
 Decode = Callable[[Tensor], Tensor]
 """Latents (1, C, h, w) in the caller's own scaling -> pixels (1, 3, H, W) in [0, 1], unclamped, differentiable."""
@@ -175,7 +175,7 @@ def _guided(row: Tensor, decode: Decode, embedder: Embedder, target: Tensor, rad
     for _ in range(ROUNDS):
         if likeness >= SAME_PERSON:
             break
-        direction = smooth(_gradient(best, decode, embedder, target), SMOOTH)
+        direction = gaussian(_gradient(best, decode, embedder, target), SMOOTH)
         direction = -direction / direction.square().mean().sqrt().clamp_min(1e-12)
         for _ in range(TRIALS):
             trial = _within(start, best + step * direction, radius)

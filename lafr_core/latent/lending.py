@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..filters import displaced, gaussian
 from ..geometry import CROP_SIZE, FFHQ_TEMPLATE
 
 CHANNELS = 4
@@ -61,20 +62,15 @@ def offsets(aligned: Tensor, references: Tensor) -> Tensor:
     for cost, dy, dx, _ in _candidates(aligned.float(), references.float(), SEARCH, WIDE, HOLD):
         place = torch.tensor([float(dx), float(dy)], device=best.device)[:, None, None]
         weights, moved, best = _joined(best, cost, SURE, (weights, 1.0), (moved, place))
-    return smooth(moved / weights, SMOOTH)
+    return gaussian(moved / weights, SMOOTH)
 
 
 def fetched(pictures: Tensor, offsets: Tensor) -> Tensor:
     """Pictures (R, 3, H, W) in [0, 1] whose every place shows what lies :func:`offsets` (R, 2, h, w) away; bicubic."""
     height, width = pictures.shape[-2:]
     field = F.interpolate(offsets.to(pictures), size=(height, width), mode="bicubic", align_corners=False)
-    rows, columns = (
-        (torch.arange(side, device=pictures.device, dtype=pictures.dtype) + 0.5) * 2 / side - 1 for side in (height, width)
-    )
-    x = columns + field[:, 0] * (2 / offsets.shape[-1])
-    y = rows[:, None] + field[:, 1] * (2 / offsets.shape[-2])
-    seen = F.grid_sample(pictures, torch.stack([x, y], dim=-1), mode="bicubic", padding_mode="border", align_corners=False)
-    return seen.clamp(0, 1)
+    pixels = field.new_tensor([width / offsets.shape[-1], height / offsets.shape[-2]])  # a cell's
+    return displaced(pictures, field * pixels[:, None, None]).clamp(0, 1)
 
 
 def borrowed(aligned: Tensor, references: Tensor, lost: Tensor) -> Tensor:
@@ -105,14 +101,14 @@ def _borrowed(row: Tensor, references: Tensor, lost: Tensor) -> Tensor:
 def even_eyes(lent: Tensor) -> Tensor:
     """What is lent (B, C, h, w) to FFHQ-template faces with the better eye's detail brought down to the other's.
 
-    Two soft eyes are a soft picture; one sharp eye is a fault. Detail is what :func:`smooth` takes away.
+    Two soft eyes are a soft picture; one sharp eye is a fault. Detail is what :func:`~..filters.gaussian` takes away.
     """
     height, width = lent.shape[-2:]
     y = torch.arange(height, device=lent.device, dtype=lent.dtype)[:, None] + 0.5
     x = torch.arange(width, device=lent.device, dtype=lent.dtype) + 0.5
     places = [(ex * width / CROP_SIZE, ey * height / CROP_SIZE) for ex, ey in FFHQ_TEMPLATE[:2]]
     eyes = [torch.exp(-(((x - ex) / EYE[0]) ** 2) - ((y - ey) / EYE[1]) ** 2) for ex, ey in places]
-    detail = lent - smooth(lent, SMOOTH)
+    detail = lent - gaussian(lent, SMOOTH)
     energy = detail.square().mean(1)
     levels = torch.stack([((energy * eye).sum((1, 2)) / eye.sum()).sqrt() for eye in eyes])
     shares = levels.min(0).values / levels.clamp_min(1e-6)
@@ -140,17 +136,6 @@ def _joined(best: Tensor, cost: Tensor, softness: float, *sums: tuple[Tensor, Te
     lower = torch.minimum(best, cost)
     before, now = torch.exp((lower - best) / softness), torch.exp((lower - cost) / softness)
     return *(total * before + value * now for total, value in sums), lower
-
-
-def smooth(field: Tensor, cells: float) -> Tensor:
-    """Gaussian low-pass of (B, C, h, w) with that standard deviation, borders replicated."""
-    reach = max(1, round(3 * cells))
-    taps = torch.arange(-reach, reach + 1, device=field.device, dtype=field.dtype)
-    kernel = torch.softmax(-taps.square() / (2 * cells**2), dim=0)
-    channels = field.shape[1]
-    padded = F.pad(field, (reach, reach, reach, reach), mode="replicate")
-    across = F.conv2d(padded, kernel.expand(channels, 1, 1, -1), groups=channels)
-    return F.conv2d(across, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)
 
 
 def _bordered(latents: Tensor, reach: int) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..faces.crop import place, warp
+from ..filters import gaussian
 from ..geometry import CROP_SIZE
 from ..types import Face, Matrix
-from .steady import blur
 
 SIDE = 96
 """Side of the crops that are compared."""
@@ -111,4 +111,4 @@ def _registered(a: Tensor, b: Tensor) -> Motion | None:
 
 def _even(crop: Tensor, zoom: float) -> Tensor:
     """Light taken out."""
-    return crop - blur(crop, max(1.0, BROAD * zoom))
+    return crop - gaussian(crop, max(1.0, BROAD * zoom))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..filters import displaced, gaussian
+
 FLOW_SIDE = 64
 """Flow is sought on crops this small, the latents' own grid; it is found to a small part of a cell."""
 LIGHT_SIDE = 16
@@ -86,8 +88,8 @@ def without_lattice(changes: Tensor, cell: int) -> Tensor:
 
     The pattern is what the pixels at one place of all cells around have in common; what is stronger than it can be counts less.
     """
-    fine = (changes - blur(changes, cell / 2)).clamp(-LATTICE, LATTICE)
-    usual = blur(F.pixel_unshuffle(fine, cell), LATTICE_SPREAD)
+    fine = (changes - gaussian(changes, cell / 2)).clamp(-LATTICE, LATTICE)
+    usual = gaussian(F.pixel_unshuffle(fine, cell), LATTICE_SPREAD)
     places = usual.unflatten(1, (changes.shape[1], cell * cell))
     return changes - F.pixel_shuffle((places - places.mean(2, keepdim=True)).flatten(1, 2), cell)
 
@@ -117,14 +119,14 @@ def time_weights(distance: Tensor, steadiness: float) -> Tensor:
 
 def _small(crops: Tensor) -> Tensor:
     """(N, 3, S, S) -> (N, 3, FLOW_SIDE, FLOW_SIDE), a little blurred, so that noise does not pass for motion."""
-    return blur(F.interpolate(crops, size=(FLOW_SIDE, FLOW_SIDE), mode="area"), 0.7)
+    return gaussian(F.interpolate(crops, size=(FLOW_SIDE, FLOW_SIDE), mode="area"), 0.7)
 
 
 def _light(difference: Tensor, side: int) -> Tensor:
     """The broad part of a difference (N, 3, s, s), as large as ``side``."""
     # Clamped, so that a closed eye does not pass for a shadow; a flash is then no light, and its frame stands alone.
     cells = F.interpolate(difference.clamp(-MOST_LIGHT, MOST_LIGHT), size=(LIGHT_SIDE, LIGHT_SIDE), mode="area")
-    cells = blur(cells, 1.0)
+    cells = gaussian(cells, 1.0)
     return F.interpolate(cells, size=(side, side), mode="bicubic", align_corners=False)
 
 
@@ -132,12 +134,12 @@ def _agreement(target: Tensor, moved: Tensor) -> Tensor:
     """Small crops (1, 3, s, s) and (N, 3, s, s) -> (N, 1, s, s) in [0, 1]: 1 where they differ by their noise only."""
     difference = moved - target
     difference = difference - _light(difference, target.shape[-1])
-    error = blur(difference.square().mean(1, keepdim=True), 1.5).sqrt()
+    error = gaussian(difference.square().mean(1, keepdim=True), 1.5).sqrt()
     quarter = target.shape[-1] // 4
     face = (..., slice(quarter, -quarter), slice(quarter, -quarter))
     # What is usual over the face is noise, unless it is far above what changes from cell to cell: then the whole face moved.
     usual = error[face].flatten(1).median(dim=1).values
-    rough = (difference - blur(difference, 1.0))[face].abs().flatten(1).median(dim=1).values * ROUGH_TO_SIGMA
+    rough = (difference - gaussian(difference, 1.0))[face].abs().flatten(1).median(dim=1).values * ROUGH_TO_SIGMA
     noise = torch.minimum(usual, 2 * rough).clamp_min(LEAST_NOISE)[:, None, None, None]
     return torch.exp(-((error / (AGREE * noise)) ** 4))
 
@@ -152,11 +154,11 @@ def flow_between(target: Tensor, others: Tensor) -> Tensor:
     for shrink in (2, 1):
         size = tuple(side // shrink for side in target.shape[-2:])
         a, b = (F.interpolate(x, size=size, mode="area") for x in (goal, seen))
-        a, b = a - blur(a, 3.0), b - blur(b, 3.0)  # light changes are no motion
+        a, b = a - gaussian(a, 3.0), b - gaussian(b, 3.0)  # light changes are no motion
         flow = F.interpolate(flow, size=size, mode="bilinear", align_corners=False) * (2.0 if flow.shape[-1] > 1 else 1.0)
         for _ in range(2):
             moved = warp(b, flow)
-            flow = blur(flow + _step(a, moved), 1.0)
+            flow = gaussian(flow + _step(a, moved), 1.0)
     return flow
 
 
@@ -167,7 +169,7 @@ def _step(a: Tensor, moved: Tensor) -> Tensor:
     gx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     gy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     gt = a - moved
-    sums = blur(torch.cat([gx * gx, gx * gy, gy * gy, gx * gt, gy * gt], 1), 2.0)
+    sums = gaussian(torch.cat([gx * gx, gx * gy, gy * gy, gx * gt, gy * gt], 1), 2.0)
     xx, xy, yy, xt, yt = sums.split(1, dim=1)
     ridge = 1e-5 + 0.05 * (xx + yy).mean(dim=(-2, -1), keepdim=True)
     xx, yy = xx + ridge, yy + ridge
@@ -181,19 +183,4 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     if flow.shape[-2:] != (height, width):
         flow = F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False) * (width / flow.shape[-1])
-    y = torch.arange(height, dtype=images.dtype, device=images.device)[:, None]
-    x = torch.arange(width, dtype=images.dtype, device=images.device)
-    grid = torch.stack([(flow[:, 0] + x + 0.5) * (2 / width) - 1, (flow[:, 1] + y + 0.5) * (2 / height) - 1], dim=-1)
-    return F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
-
-
-def blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur (N, C, H, W), border repeated."""
-    radius = min(int(3 * sigma + 0.5), min(images.shape[-2:]) - 1)
-    offset = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    channels = images.shape[1]
-    padded = F.pad(images, (radius, radius, radius, radius), mode="replicate")
-    rows = F.conv2d(padded, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-    return F.conv2d(rows, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    return displaced(images, flow)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..lafr_core.errors import CheckpointError, InputError
 from ..lafr_core.faces.people import known
 from ..lafr_core.geometry import CROP_SIZE
-from ..lafr_core.pipeline import REFERENCE_WEIGHT, restore_latents
+from ..lafr_core.pipeline import restore_latents
 from ..lafr_core.settings import RestoreSettings
 from ..lafr_core.types import Models
 from .faces import FaceSet, reference_crops
@@ -21,7 +21,7 @@ from .host import HostVae, check_vae, raw_latent
 from .layout import to_images, to_mask
 from .memory import Managed, host_progress
 from .networks import open_detector, open_embedder
-from .widgets import ADAPTER, FACES, make, schema, settings_inputs
+from .widgets import ADAPTER, FACES, reference_weight_input, schema, settings_inputs
 
 
 class AlignLatent(io.ComfyNode):  # type: ignore[misc]
@@ -39,17 +39,7 @@ class AlignLatent(io.ComfyNode):  # type: ignore[misc]
                 ),
                 ADAPTER.Input("adapter", tooltip="From LAFR Load Adapter or LAFR Load Starter."),
                 *settings_inputs(("fidelity", "batch_size"), advanced=("batch_size",)),
-                make(
-                    io.Float.Input,
-                    "reference_weight",
-                    display_name="Reference weight",
-                    default=REFERENCE_WEIGHT,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="How much connected references lend to the aligned latents. 0 = nothing.",
-                ),
+                reference_weight_input("aligned latents"),
                 FACES.Input("faces", optional=True, tooltip="From LQ Face Detect. Its crops are used."),
                 io.Image.Input(
                     "crops",

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import fields
 from statistics import fmean
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..lafr_core.models import prior_note
 from ..lafr_core.pipeline import RestoredBatch
-from ..lafr_core.settings import RestoreSettings, options
+from ..lafr_core.settings import options
+from ..lafr_core.types import Face
 from ..lafr_core.video.batch import restore_batch
+from ..lafr_core.video.run import TrackReport
 from ..lafr_core.video.settings import ClipSettings
 from .layout import to_image, to_images
-from .memory import Managed, host_progress, say, telling
-from .networks import open_parser
-from .restore import HostPrior, model_inputs, open_models
+from .memory import Managed, host_progress, telling
+from .restore import model_inputs, prepared, told
 from .widgets import drawn, schema, settings_inputs, timestep_input
 
 UNFOLDED = ("faces", "fidelity", "strength", "detail")
 """What most people touch; the other widgets are folded away."""
+
+ALIASES = ["video face restore", "restore video", "flicker", "deflicker face", "camcorder", "old film", "clip"]
+"""What people search for, of both nodes for clips."""
 
 
 def clip_inputs(names: tuple[str, ...], advanced: tuple[str, ...] = ()) -> list[Any]:
     """The knobs that photos do not have, as :class:`ClipSettings` declares them."""
     known = {f.name: f for f in fields(ClipSettings)}
     return [drawn(name, known[name].metadata["option"], known[name].default, advanced=name in advanced) for name in names]
+
+
+def restoring_inputs(names: tuple[str, ...], advanced: tuple[str, ...] = ()) -> list[Any]:
+    """What a node that restores clips takes besides the clip: of clips the knobs ``names``, and all that photos have."""
+    folded = tuple(name for name in options() if name not in UNFOLDED)
+    return [
+        *clip_inputs(names, advanced),
+        *settings_inputs(tuple(options()), advanced=folded),
+        timestep_input(advanced=True),
+        *model_inputs(),
+    ]
 
 
 class RestoreClip(io.ComfyNode):  # type: ignore[misc]
@@ -39,10 +54,7 @@ class RestoreClip(io.ComfyNode):  # type: ignore[misc]
             "Restores the faces in the frames of one clip and holds them still: every face is followed from frame to frame.",
             [
                 io.Image.Input("image", tooltip="The frames of one clip, in their order."),
-                *clip_inputs(("steadiness",)),
-                *settings_inputs(tuple(options()), advanced=tuple(name for name in options() if name not in UNFOLDED)),
-                timestep_input(advanced=True),
-                *model_inputs(),
+                *restoring_inputs(("steadiness",)),
             ],
             [
                 io.Image.Output(
@@ -50,7 +62,7 @@ class RestoreClip(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.String.Output("report", display_name="report", tooltip="In how many frames faces were found and restored."),
             ],
-            ["video face restore", "restore video", "flicker", "deflicker face", "camcorder", "old film", "clip"],
+            ALIASES,
         )
 
     @classmethod
@@ -64,13 +76,9 @@ class RestoreClip(io.ComfyNode):  # type: ignore[misc]
         adapter: Managed | None = None,
         **values: Any,
     ) -> Any:
-        settings, parser, mask_note = open_parser(RestoreSettings(**values))
-        models = replace(open_models(settings, timestep, model, vae, adapter), parser=parser)
+        settings, models, mask_note = prepared(values, timestep, model, vae, adapter)
         result = restore_batch(to_images(image), models, settings, steadiness, progress=telling(host_progress()))
-        note = models.prior.note if isinstance(models.prior, HostPrior) else ""
-        report = "\n".join(filter(None, (clip_text(result), prior_note(models), note, mask_note)))
-        say(report)
-        return io.NodeOutput(to_image(result.images, like=image), report)
+        return io.NodeOutput(to_image(result.images, like=image), told(clip_text(result), models, mask_note))
 
 
 def clip_text(result: RestoredBatch) -> str:
@@ -79,8 +87,14 @@ def clip_text(result: RestoredBatch) -> str:
     if not result.faces:
         return f"{frames} frames: no face found, unchanged"
     lines = [f"{frames} frames, faces restored in {seen} of them"]
+    return "\n".join([*lines, *readings(result.faces)])
+
+
+def readings(seen: Sequence[Face] | Sequence[TrackReport]) -> list[str]:
+    """A line for each read-out that some of the faces or tracks have: its mean and its lowest value."""
+    lines = []
     for name in ("change", "trust"):
-        known = [value for face in result.faces if (value := getattr(face, name)) is not None]
+        known: list[float] = [value for one in seen if (value := getattr(one, name)) is not None]
         if known:
             lines.append(f"{name} {fmean(known):.2f} (mean), {min(known):.2f} (lowest)")
-    return "\n".join(lines)
+    return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..lafr_core.errors import CheckpointError, InputError
 from ..lafr_core.faces.people import meet
 from ..lafr_core.models import prior_note
-from ..lafr_core.pipeline import REFERENCE_WEIGHT, References, restore_faces
+from ..lafr_core.pipeline import References, restore_faces
 from ..lafr_core.settings import RestoreSettings, options
 from ..lafr_core.types import Models, Person
 from .host import CONNECT, SD, HostVae, check_model, check_vae, raw_latent
@@ -23,7 +24,16 @@ from .networks import open_adapter, open_detector, open_embedder, open_parser, o
 from .readout import before_after, report_text
 from .sample import empty_text, few_steps, noise_of, one_step
 from .starter import StarterHostVae, is_starter
-from .widgets import ADAPTER, ESSENTIALS, boxes_input, keep_input, make, schema, settings_inputs, timestep_input
+from .widgets import (
+    ADAPTER,
+    ESSENTIALS,
+    boxes_input,
+    keep_input,
+    reference_weight_input,
+    schema,
+    settings_inputs,
+    timestep_input,
+)
 
 FIRST = (
     "detector", "threshold", "min_face", "max_face", "sort", "top_k", "faces", "rotate", "detect_side", "small_faces",
@@ -107,17 +117,7 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
                 io.Image.Input("image", tooltip="One photo or a batch of photos of one size."),
                 *settings_inputs(FIRST, advanced=folded(FIRST)),
                 timestep_input(advanced=True),
-                make(
-                    io.Float.Input,
-                    "reference_weight",
-                    display_name="Reference weight",
-                    default=REFERENCE_WEIGHT,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="How much connected references lend to the faces. 0 = nothing.",
-                ),
+                reference_weight_input("faces"),
                 *settings_inputs(later(), advanced=folded(later())),
                 *model_inputs(),
                 boxes_input(),
@@ -155,9 +155,8 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
         references: Tensor | None = None,
         **values: Any,
     ) -> Any:
-        settings, parser, mask_note = open_parser(RestoreSettings(**values))
+        settings, models, mask_note = prepared(values, timestep, model, vae, adapter)
         images = to_images(image)
-        models = replace(open_models(settings, timestep, model, vae, adapter), parser=parser)
         boxes = to_boxes(bounding_boxes, images.shape[0])
         progress = telling(host_progress())
         people = () if references is None else (person(references, models, settings),)
@@ -170,11 +169,24 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
             references=References(people, reference_weight),
             progress=progress,
         )
-        model_note = models.prior.note if isinstance(models.prior, HostPrior) else ""
-        notes = prior_note(models), model_note, mask_note
-        report = "\n".join(filter(None, (report_text(result, settings, models.device), *notes)))
-        say(report)
+        report = told(report_text(result, settings, models.device), models, mask_note)
         return io.NodeOutput(to_image(result.images, like=image), to_image(before_after(images, result)), report)
+
+
+def prepared(
+    values: Mapping[str, Any], timestep: int, model: Any, vae: Any, adapter: Managed | None
+) -> tuple[RestoreSettings, Models, str]:
+    """The settings that the widgets name, the models of one run, and a note on the mask ('' = none)."""
+    settings, parser, mask_note = open_parser(RestoreSettings(**values))
+    return settings, replace(open_models(settings, timestep, model, vae, adapter), parser=parser), mask_note
+
+
+def told(text: str, models: Models, mask_note: str) -> str:
+    """The report of a run that is over: what became of it and the notes on its models, printed too."""
+    model_note = models.prior.note if isinstance(models.prior, HostPrior) else ""
+    report = "\n".join(filter(None, (text, prior_note(models), model_note, mask_note)))
+    say(report)
+    return report
 
 
 def person(references: Tensor, models: Models, settings: RestoreSettings) -> Person:

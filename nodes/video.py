@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import folder_paths
 from comfy_api.latest import InputImpl, io
 
-from ..lafr_core.models import prior_note
-from ..lafr_core.settings import RestoreSettings, options
+from ..lafr_core.settings import RestoreSettings
 from ..lafr_core.types import Models, Progress
 from ..lafr_core.video.batch import restore_batch
 from ..lafr_core.video.run import ClipResult, restore_clip
 from ..lafr_core.video.settings import ClipSettings
-from .clip import UNFOLDED, clip_inputs, clip_text
+from .clip import ALIASES, clip_text, readings, restoring_inputs
 from .layout import to_image, to_images
-from .memory import Managed, host_progress, say, telling
-from .networks import open_parser
-from .restore import HostPrior, model_inputs, open_models
-from .widgets import VIDEO_TOOLS, schema, settings_inputs, timestep_input
+from .memory import Managed, host_progress, telling
+from .restore import prepared, told
+from .widgets import VIDEO_TOOLS, schema
 
 CLIP_SETTINGS = tuple(f.name for f in fields(ClipSettings))
 
@@ -38,10 +34,7 @@ class RestoreVideo(io.ComfyNode):  # type: ignore[misc]
             "Restores the faces of a video and holds them still. Sound and times stay; long videos need no more memory.",
             [
                 io.Video.Input("video", tooltip="From Load Video, or from Create Video."),
-                *clip_inputs(CLIP_SETTINGS, advanced=CLIP_SETTINGS[1:]),
-                *settings_inputs(tuple(options()), advanced=tuple(name for name in options() if name not in UNFOLDED)),
-                timestep_input(advanced=True),
-                *model_inputs(),
+                *restoring_inputs(CLIP_SETTINGS, advanced=CLIP_SETTINGS[1:]),
             ],
             [
                 io.Video.Output(
@@ -49,7 +42,7 @@ class RestoreVideo(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.String.Output("report", display_name="report", tooltip="Which faces were followed, and what to know."),
             ],
-            ["video face restore", "restore video", "flicker", "deflicker face", "camcorder", "old film", "clip"],
+            ALIASES,
             essentials_category=VIDEO_TOOLS,
         )
 
@@ -64,17 +57,13 @@ class RestoreVideo(io.ComfyNode):  # type: ignore[misc]
         **values: Any,
     ) -> Any:
         how = ClipSettings(**{name: values.pop(name) for name in CLIP_SETTINGS})
-        settings, parser, mask_note = open_parser(RestoreSettings(**values))
-        models = replace(open_models(settings, timestep, model, vae, adapter), parser=parser)
+        settings, models, mask_note = prepared(values, timestep, model, vae, adapter)
         progress = telling(host_progress())
         if isinstance(video, InputImpl.VideoFromFile):
             restored, text = _file(video, models, settings, how, progress)
         else:
             restored, text = _frames(video, models, settings, how, progress)
-        note = models.prior.note if isinstance(models.prior, HostPrior) else ""
-        report = "\n".join(filter(None, (text, prior_note(models), note, mask_note)))
-        say(report)
-        return io.NodeOutput(restored, report)
+        return io.NodeOutput(restored, told(text, models, mask_note))
 
 
 def _file(video: Any, models: Models, settings: RestoreSettings, how: ClipSettings, progress: Progress) -> tuple[Any, str]:
@@ -114,8 +103,4 @@ def film_text(result: ClipResult) -> str:
     lines = [f"{result.frames} frames: no face found, unchanged"]
     if result.tracks:
         lines = [f"{result.frames} frames, {len(result.tracks)} of {result.found} faces followed and restored"]
-    for name in ("change", "trust"):
-        known: Sequence[float] = [value for track in result.tracks if (value := getattr(track, name)) is not None]
-        if known:
-            lines.append(f"{name} {fmean(known):.2f} (mean), {min(known):.2f} (lowest)")
-    return "\n".join([*lines, *result.notes])
+    return "\n".join([*lines, *readings(result.tracks), *result.notes])

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..lafr_core.latent.prediction import TIMESTEPS
 from ..lafr_core.latent.sd_prior import TIMESTEP
+from ..lafr_core.pipeline import REFERENCE_WEIGHT
 from ..lafr_core.settings import Option, options
 
 CATEGORY = "LAFR"
@@ -36,6 +37,21 @@ def boxes_input() -> Any:
         optional=True,
         tooltip="Face boxes from another node; they replace the search. A box that covers no face is reported.",
         extra_dict={"forceInput": True},
+    )
+
+
+def reference_weight_input(lend_to: str) -> Any:
+    """How much references count; ``lend_to`` ends the sentence of the tooltip."""
+    return make(
+        io.Float.Input,
+        "reference_weight",
+        display_name="Reference weight",
+        default=REFERENCE_WEIGHT,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        advanced=True,
+        tooltip=f"How much connected references lend to the {lend_to}. 0 = nothing.",
     )
 
 

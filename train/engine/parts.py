@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -19,7 +20,7 @@ from lafr_core.latent.spec import family
 from lafr_core.latent.vae import KlVae, StarterVae, TinyVae, open_tiny, open_vae
 from lafr_core.store import checkpoint
 from lafr_core.types import Vae
-from train.config import Config, PriorStage
+from train.config import Config, PriorStage, Stage
 from train.data.faces import Picture, load_picture, to_tensor
 from train.engine import checkpoints
 from train.precision import DTYPES
@@ -194,6 +195,14 @@ def new_prior(config: Config, channels: int) -> PriorNet:
 def averaged(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """A checkpoint's weights with the moving averages where there are any: what evaluation and export use."""
     return {**state["weights"], **state["average"]}
+
+
+def left_beside(last: Path, kind: str, network: nn.Module, config: Config, stage: Stage) -> Path:
+    """Write a finished network, licence and run noted in it, as KIND.safetensors beside the checkpoint ``last``."""
+    notes = {"licence": "MIT", "run": config.name, "training": json.dumps({"steps": stage.steps, "seed": config.seed})}
+    path = last.parent / f"{kind}.safetensors"
+    checkpoint.save(path, kind, network, dict(getattr(network, "config", {})), notes)
+    return path
 
 
 def adapter_from(where: str | Path, stage: str = "adapter") -> AdapterNet:

@@ -11,7 +11,6 @@ e. Stored pairs that hold no aligned latents are aligned on the way. The last st
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +21,11 @@ from torch import Tensor
 
 from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.confidence import ConfidenceNet
-from lafr_core.store import checkpoint
 from train.config import Config
 from train.data.pairs import StoredPairs
 from train.engine import checkpoints
 from train.engine.loop import NetworkTask, train
-from train.engine.parts import adapter_for_prior, aligned_latents, averaged, seeded
+from train.engine.parts import adapter_for_prior, aligned_latents, averaged, left_beside, seeded
 from train.engine.run import command, join_processes
 
 SPREAD_FACES = 64
@@ -75,14 +73,7 @@ def run(config: Config) -> Path:
             network.to(device)
     last = train(task, config.confidence, config, samples)
     task.load_weights({**task.weights(), **averaged(checkpoints.load_state(last))})
-    path = last.parent / "confidence.safetensors"
-    notes = {
-        "licence": "MIT",
-        "run": config.name,
-        "training": json.dumps({"steps": config.confidence.steps, "seed": config.seed}),
-    }
-    checkpoint.save(path, "confidence", task.model, task.architecture(), notes)
-    return path
+    return left_beside(last, "confidence", task.model, config, config.confidence)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ become ``prior.safetensors`` beside the checkpoints.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from torch.nn import functional as F
 
 from lafr_core.errors import InputError
 from lafr_core.latent.networks.prior import PriorNet
-from lafr_core.store import checkpoint
 from lafr_core.types import Vae
 from train.config import Config, CriticStage
 from train.data.faces import Samples
@@ -30,7 +28,7 @@ from train.data.pairs import StoredPairs
 from train.data.windows import cut, inner
 from train.engine import checkpoints
 from train.engine.loop import train
-from train.engine.parts import adapter_for_prior, aligned_latents, averaged, decoder_of, first_prior, vae_of
+from train.engine.parts import adapter_for_prior, aligned_latents, averaged, decoder_of, first_prior, left_beside, vae_of
 from train.engine.run import Collectives, collectives, command, held_out, join_processes
 from train.judges.losses import open_identity
 from train.judges.projected import ProjectedCritic, near
@@ -125,10 +123,7 @@ def run(config: Config) -> Path:
     task = CriticTask(config, vae_of(config, device), device, collectives())
     last = train(task, config.critic, config, StoredPairs(config.data, config.seed, pixels=False), *held_out(config))
     task.load_weights(averaged(checkpoints.load_state(last)))
-    notes = {"licence": "MIT", "run": config.name, "training": json.dumps({"steps": config.critic.steps, "seed": config.seed})}
-    path = last.parent / "prior.safetensors"
-    checkpoint.save(path, "prior", task.network, task.network.config, notes)
-    return path
+    return left_beside(last, "prior", task.network, config, config.critic)
 
 
 def main(arguments: Sequence[str]) -> None:

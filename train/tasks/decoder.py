@@ -14,7 +14,6 @@ checkpoints, the encoder in it unchanged.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from train.data.pairs import FACTOR, Shards, corner
 from train.data.windows import inner
 from train.engine import checkpoints
 from train.engine.loop import NetworkTask, train
-from train.engine.parts import averaged
+from train.engine.parts import averaged, left_beside
 from train.engine.run import Collectives, collectives, command, join_processes
 from train.judges.projected import ProjectedCritic, near
 from train.precision import channels_last
@@ -168,10 +167,7 @@ def run(config: Config) -> Path:
     task = DecoderTask(config, device, collectives())
     last = train(task, config.decoder, config, Patches(config))
     task.load_weights(blended(task.before, averaged(checkpoints.load_state(last)), config.decoder.blend))
-    notes = {"licence": "MIT", "run": config.name, "training": json.dumps({"steps": config.decoder.steps, "seed": config.seed})}
-    path = last.parent / "vae.safetensors"
-    checkpoint.save(path, "vae", task.whole, task.whole.config, notes)
-    return path
+    return left_beside(last, "vae", task.whole, config, config.decoder)
 
 
 def main(arguments: Sequence[str]) -> None:

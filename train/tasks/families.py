@@ -14,7 +14,6 @@ first, by the same task with family sd. The last step's averaged weights become 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ from train.data.faces import Picture, draw_fidelity, locate
 from train.data.pairs import FACTOR, STRIDE, Shards
 from train.engine import checkpoints
 from train.engine.loop import NetworkTask, train
-from train.engine.parts import averaged, named_vae, new_adapter
+from train.engine.parts import averaged, left_beside, named_vae, new_adapter
 from train.engine.run import Collectives, collectives, command, join_processes
 from train.judges.losses import relative
 from train.precision import amp, channels_last
@@ -263,14 +262,7 @@ def run(config: Config) -> Path:
     task = FamiliesTask(config, network, colour, collectives())
     last = train(task, config.families, config, samples)
     task.load_weights(averaged(checkpoints.load_state(last)))
-    notes = {
-        "licence": "MIT",
-        "run": config.name,
-        "training": json.dumps({"steps": config.families.steps, "seed": config.seed}),
-    }
-    path = last.parent / "adapter.safetensors"
-    checkpoint.save(path, "adapter", network, network.config, notes)
-    return path
+    return left_beside(last, "adapter", network, config, config.families)
 
 
 def main(arguments: Sequence[str]) -> None:

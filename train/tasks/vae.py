@@ -10,7 +10,6 @@ averaged weights become ``vae.safetensors`` beside the checkpoints.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from train.data.faces import Picture, locate
 from train.data.pairs import FACTOR, Shards
 from train.engine import checkpoints
 from train.engine.loop import NetworkTask, train
-from train.engine.parts import averaged, seeded
+from train.engine.parts import averaged, left_beside, seeded
 from train.engine.run import command, join_processes
 from train.precision import channels_last
 
@@ -124,10 +123,7 @@ def run(config: Config) -> Path:
     last = train(task, config.vae, config, Patches(config))
     task.load_weights(averaged(checkpoints.load_state(last)))
     network: Any = task.model.network
-    notes = {"licence": "MIT", "run": config.name, "training": json.dumps({"steps": config.vae.steps, "seed": config.seed})}
-    path = last.parent / "vae.safetensors"
-    checkpoint.save(path, "vae", network, network.config, notes)
-    return path
+    return left_beside(last, "vae", network, config, config.vae)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from .journal import Entry, Journal, absolute
 from .output import Style, copy
 from .processes import Processes
 from .report import Record, Report
-from .terminal import progress_bar, say
+from .terminal import progress_bar, say, show
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,15 @@ def carry_out(run: Run, processes: Processes) -> int:
         return 130
     whole = _saved(results, finished=True)
     return max(_finish(run, processes, results, skipped=len(done)), 0 if whole else 1)
+
+
+def conduct(run: Run, processes: Processes, open_detector: Callable[[], Detector], *, dry: bool) -> int:
+    """:func:`carry_out`; ``dry``: :func:`rehearse` instead, printed. Returns the exit code. Raises InputError."""
+    if not dry:
+        return carry_out(run, processes)
+    for line in rehearse(run, open_detector):
+        show(line)
+    return 0
 
 
 def rehearse(run: Run, open_detector: Callable[[], Detector]) -> Iterator[str]:

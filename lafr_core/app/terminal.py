@@ -17,6 +17,11 @@ def say(message: str) -> None:
         sys.stderr.flush()
 
 
+def show(line: str) -> None:
+    """One line of a result, on stdout."""
+    sys.stdout.write(line + "\n")
+
+
 @contextlib.contextmanager
 def progress_bar(items: Sequence[T], name: str, *, shown: bool) -> Iterator[Any]:
     """``items`` to walk through, with tqdm's bar where it is installed and ``shown``; ``write`` says a line beside the bar."""

@@ -10,7 +10,7 @@ from ...faces.detectors import open_detector
 from ...images import photos
 from ...images.draw import draw_faces
 from ..arguments import Commands, add_inputs, add_settings, jobs_of, reader, settings_of
-from ..batch import Made, Run, Worker, carry_out, record, rehearse
+from ..batch import Made, Run, Worker, conduct, record
 from ..jobs import Job
 from ..processes import Processes, join
 from ..signature import made_with
@@ -52,9 +52,5 @@ def run(args: argparse.Namespace) -> int:
     run = Run(
         "detect", inputs.jobs, settings, signature, open_worker, inputs.journal, report, args.resume, args.overwrite, read=read
     )
-    processes = join(args.device)
-    if args.dry_run:
-        for line in rehearse(run, lambda: open_detector(settings.detector, weights=args.detector_weights)):
-            print(line)
-        return 0
-    return carry_out(run, processes)
+    detector = lambda: open_detector(settings.detector, weights=args.detector_weights)
+    return conduct(run, join(args.device), detector, dry=args.dry_run)

@@ -29,7 +29,7 @@ from ..arguments import (
     references_of,
     settings_of,
 )
-from ..batch import Reader, Run, Worker, carry_out, rehearse, restore_crop, restore_photo
+from ..batch import Reader, Run, Worker, conduct, restore_crop, restore_photo
 from ..clips import ClipJob, add_clip_settings, find, restore_clips
 from ..journal import Journal
 from ..output import FORMATS, Style
@@ -218,9 +218,5 @@ def _photos(
         upscale=args.upscale,
         clips=told,
     )
-    processes = join(args.device)
-    if args.dry_run:
-        for line in rehearse(run, lambda: open_detector(settings.detector, weights=args.detector_weights)):
-            print(line)
-        return 0
-    return carry_out(run, processes)
+    detector = lambda: open_detector(settings.detector, weights=args.detector_weights)
+    return conduct(run, join(args.device), detector, dry=args.dry_run)

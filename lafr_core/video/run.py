@@ -261,7 +261,7 @@ class _Work:
             if folder.exists() and not file.is_file() and any(folder.iterdir()):
                 raise InputError(f"{folder}: expected a folder of ours or none, found other files in it; move them")
             if folder.exists() and not (resume and _read_json(file) == json.loads(json.dumps(state))):
-                shutil.rmtree(folder)
+                work.remove()
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with atomic(file) as temporary:
@@ -321,14 +321,24 @@ class _Work:
         ready = self.segments()
         begun = self.folder / f"{len(ready):06d}.begun{self.suffix}"
         paths = [*ready, *([begun] if begun.exists() else [])]
-        if paths:
+        if paths and (self._partial_is_ours() or not os.path.lexists(self.partial)):
+            self._mark.touch()
             _remove(self.partial)
             target.join(paths, self.partial, whole=False)
         _remove(begun)
 
     def remove(self) -> None:
-        _remove(self.partial)
+        if self._partial_is_ours():
+            _remove(self.partial)
         _remove(self.folder)
+
+    @property
+    def _mark(self) -> Path:
+        return self.folder / "partial"
+
+    def _partial_is_ours(self) -> bool:
+        """Whether what lies under the partial result's name was made here: a person's file of that name stays as it is."""
+        return self._mark.is_file()
 
 
 class _Segment:

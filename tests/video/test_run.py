@@ -70,6 +70,21 @@ def test_a_stop_leaves_a_clip_that_plays_and_resuming_gives_the_same_as_no_stop(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "out.mkv", "whole.mkv"]
 
 
+def test_a_persons_file_under_the_partial_results_name_stays(make_clip: MakeClip, tmp_path: Path) -> None:
+    source, theirs = make_clip("a.mkv", 18), tmp_path / "out.partial.mkv"
+    theirs.write_bytes(b"mine")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "restore" and done == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, progress=stop)
+    assert theirs.read_bytes() == b"mine"
+    restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, resume=True)
+    assert theirs.read_bytes() == b"mine" and (tmp_path / "out.mkv").is_file()
+
+
 def test_resume_begins_anew_where_settings_or_source_have_changed(make_clip: MakeClip, tmp_path: Path) -> None:
     source = make_clip("a.mkv", 8)
 

@@ -10,29 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import face_at, parts
 from PIL import Image
 
-from lafr_core.app import arguments, cli
-from lafr_core.app.commands import detect as detect_command
+from lafr_core.app import cli
 from lafr_core.app.journal import NAME, Journal
 from lafr_core.errors import InputError
 from lafr_core.store.outputs import Outputs
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Stand-ins for the networks; the list grows each time models are opened."""
-    asked: list[Any] = []
-
-    def open_models(settings: Any, **_: Any) -> Any:
-        asked.append(settings)
-        return parts([face_at(20, 30, 60)])
-
-    monkeypatch.setattr(arguments, "open_models", open_models)
-    monkeypatch.setattr(detect_command, "open_detector", lambda name, **_: parts([face_at(20, 30, 60)]).detector)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    return asked
 
 
 def photo(path: Path, seed: int = 0) -> Path:

@@ -8,29 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import face_at, parts
 from PIL import Image
 
-from lafr_core.app import arguments, cli
-from lafr_core.app.commands import detect, doctor, restore
+from lafr_core.app import cli
+from lafr_core.app.commands import doctor
 from lafr_core.app.config import with_config
 from lafr_core.errors import LafrError
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    asked: list[Any] = []
-
-    def open_models(settings: Any, **_: Any) -> Any:
-        asked.append(settings)
-        return parts([face_at(20, 30, 60)])
-
-    monkeypatch.setattr(arguments, "open_models", open_models)
-    monkeypatch.setattr(doctor, "open_models", open_models)
-    for command in (detect, restore):
-        monkeypatch.setattr(command, "open_detector", lambda name, **_: parts([face_at(20, 30, 60)]).detector)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    return asked
 
 
 def photo(path: Path, height: int = 120) -> Path:

@@ -32,57 +32,85 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient. Parameters of one shape are turned together: a GPU waits for the
+        number of operations here, not for their size.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            alike: dict[Any, list[Tensor]] = {}
+            vectors: list[Tensor] = []
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix = p.ndim >= 2 and not group["plain"]
-                p.add_(self._turned(p, group) if matrix else self._adaptive(p, group), alpha=-group["lr"])
+                if p.ndim >= 2 and not group["plain"]:
+                    alike.setdefault((p.shape, p.device, p.dtype), []).append(p)
+                else:
+                    vectors.append(p)
+            for matrices in alike.values():
+                _apply(matrices, self._turned(matrices, group), group)
+            if vectors:
+                _apply(vectors, self._adaptive(vectors, group), group)
         return loss
 
-    def _turned(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        velocity: Tensor = state["momentum"]
-        velocity.lerp_(p.grad, 1 - group["momentum"])  # type: ignore[arg-type]
-        ahead = p.grad.lerp(velocity, group["momentum"])  # type: ignore[union-attr]
-        update = orthogonalised(ahead.reshape(p.shape[0], -1)).reshape(p.shape)
-        return update * (0.2 * math.sqrt(max(p.shape[0], p[0].numel())))
+    def _turned(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """The updates of parameters of one shape."""
+        shape, keep = matrices[0].shape, group["momentum"]
+        velocities = []
+        for p in matrices:
+            state = self.state[p]
+            if not state:
+                state["momentum"] = torch.zeros_like(p)
+            velocities.append(state["momentum"])
+        gradients = [p.grad for p in matrices]
+        torch._foreach_lerp_(velocities, gradients, 1 - keep)  # type: ignore[arg-type]
+        ahead = torch._foreach_lerp(gradients, velocities, keep)  # type: ignore[arg-type]
+        turned = orthogonalised(torch.stack([a.reshape(shape[0], -1) for a in ahead]))
+        scale = 0.2 * math.sqrt(max(shape[0], matrices[0][0].numel()))
+        return [update.reshape(shape) for update in (turned * scale).unbind()]
 
-    def _adaptive(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
-        state["step"] += 1
+    def _adaptive(self, vectors: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """The AdamW updates of parameters of any shapes."""
+        for p in vectors:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros(())
+                self.state[p]["mean"], self.state[p]["square"] = torch.zeros_like(p), torch.zeros_like(p)
+        states = [self.state[p] for p in vectors]
+        gradients: list[Any] = [p.grad for p in vectors]
+        means, squares = [s["mean"] for s in states], [s["square"] for s in states]
         first, second = group["betas"]
-        state["mean"].lerp_(p.grad, 1 - first)
-        state["square"].lerp_(p.grad.square(), 1 - second)  # type: ignore[union-attr]
-        count = float(state["step"])
-        mean, square = state["mean"] / (1 - first**count), state["square"] / (1 - second**count)
-        return mean / (square.sqrt() + group["eps"])
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - second)
+        counts = []
+        for state in states:
+            state["step"] += 1
+            counts.append(float(state["step"]))
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, [1 - second**count for count in counts]))
+        torch._foreach_add_(roots, group["eps"])
+        return list(torch._foreach_div(torch._foreach_div(means, [1 - first**count for count in counts]), roots))
+
+
+def _apply(parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
+    """Decay the parameters and take their step, in place."""
+    torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """(m, n) -> nearly the closest matrix with orthonormal rows (or columns): singular values land in about [0.7, 1.2].
+    """(…, m, n) -> nearly the closest matrices with orthonormal rows (or columns): singular values land in about [0.7, 1.2].
 
     Newton-Schulz iteration of degree five in bfloat16, with the coefficients of Jordan et al. 2024.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.t() if tall else matrix).bfloat16()
-    x = x / (x.norm() + 1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = (matrix.mT if tall else matrix).bfloat16()
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        square = x @ x.t()
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return (x.t() if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrix.dtype)
 
 
 def warm_cosine(step: int, done: float, peak: float, warmup: int, final: float = 0.02) -> float:

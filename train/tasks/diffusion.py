@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,9 +24,10 @@ from torch.nn import functional as F
 
 from lafr_core.errors import MissingPackageError
 from lafr_core.latent.prediction import TIMESTEPS, alphas_cumprod
-from lafr_core.latent.sd_prior import CONTEXT_FILE
+from lafr_core.latent.sd_prior import CONTEXT_FILE, load_unet
 from train.config import Config, DiffusionStage
-from train.data.pairs import StoredPairs
+from train.data import noise
+from train.data.pairs import Shards, StoredPairs
 from train.engine import checkpoints
 from train.engine.loop import NetworkTask, train
 from train.engine.parts import averaged, seeded
@@ -61,40 +61,35 @@ def new_unet(stage: DiffusionStage, cells: int, channels: int = 4) -> nn.Module:
 
 
 class DiffusionTask(NetworkTask):
-    """Noisy latents and their timestep -> the noise, or v."""
+    """Noisy latents and their timestep -> the noise, or v. models.unet names a UNet to go on from."""
 
     name = "diffusion"
 
     def __init__(self, config: Config, cells: int, channels: int = 4) -> None:
         self.config, self.stage = config, config.diffusion
         with seeded(config.seed):
-            super().__init__(new_unet(self.stage, cells, channels))
+            first = load_unet(Path(config.models.unet)) if config.models.unet else new_unet(self.stage, cells, channels)
+        super().__init__(first.requires_grad_(True))
         self.alphas = alphas_cumprod().float()
-        self.generator = torch.Generator()
         self.step = 0
 
     def begin(self, model: nn.Module, samples: Any, step: int) -> None:
         self.step = step
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        z, (t, noise) = batch["z_hq"], self.draw(batch["z_hq"], batch["index"])
+        z, (t, added) = batch["z_hq"], self.draw(batch["z_hq"], batch["index"])
         alpha = self.alphas.to(z.device)[t].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
-        wanted = noise if self.stage.prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * z
+        noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * added
+        wanted = added if self.stage.prediction == "epsilon" else alpha.sqrt() * added - (1 - alpha).sqrt() * z
         context = z.new_zeros(len(z), TOKENS, self.stage.context)
         return {"denoise": F.mse_loss(model(channels_last(noisy), t, context).sample.float(), wanted)}
 
     def draw(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps (B,) and noise like ``z``, each sample's own by (seed, step, sample): the same after a resume and for any
-        number of processes.
+        """Timesteps (B,) and noise like ``z``, each sample's own by (seed, step, sample): the same after a resume, for any
+        number of processes and, up to rounding, on any device.
         """
-        times, noise = [], []
-        for sample in index.tolist():
-            words = np.random.SeedSequence([self.config.seed, 11, self.step, sample]).generate_state(2)
-            self.generator.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-            times.append(torch.randint(TIMESTEPS, (), generator=self.generator))
-            noise.append(torch.randn(z.shape[1:], generator=self.generator))
-        return torch.stack(times).to(z.device), torch.stack(noise).to(z.device)
+        keys = noise.keys([self.config.seed, 11, self.step], index.to(z.device))
+        return noise.below(TIMESTEPS, keys), noise.normal(keys, z.shape[1:])
 
     def architecture(self) -> dict[str, Any]:
         return {}
@@ -130,14 +125,33 @@ def save_unet(unet: Any, stage: DiffusionStage, folder: Path) -> Path:
     return folder
 
 
-def run(config: Config) -> Path:
-    """Train the denoiser and write its folder beside the checkpoints; returns the folder."""
+class Denoising:
+    """Scores a denoiser on clean latents it has not learned: minus the mean squared error over fixed timesteps and noise."""
+
+    def __init__(self, latents: Tensor, config: Config) -> None:
+        self.latents, self.config = latents, config
+
+    def __call__(self, task: Any, device: torch.device) -> dict[str, float]:
+        step, task.step = task.step, 0
+        errors = []
+        for number, part in enumerate(self.latents.to(device).split(32)):
+            index = torch.arange(len(part), device=device) + 32 * number
+            errors.append(task.losses(task.model, {"z_hq": part, "index": index})["denoise"] * len(part))
+        task.step = step
+        return {self.config.log.best: -float(torch.stack(errors).sum()) / len(self.latents)}
+
+
+def run(config: Config, held_out: Shards | None = None) -> Path:
+    """Train the denoiser and write its folder beside the checkpoints; returns the folder. ``held_out``: clean latents that the
+    validation curve is measured on.
+    """
     device = join_processes()
-    samples = StoredPairs(config.data, config.seed, pixels=False, degraded=False)
+    samples = StoredPairs(config.data, config.seed, pixels=False, degraded=False, device=device)
     shape = samples[0]["z_hq"].shape
     task = DiffusionTask(config, int(shape[-1]), int(shape[0]))
     task.model.to(device)
-    last = train(task, config.diffusion, config, samples)
+    judge = Denoising(held_out.together("z_hq", device).float(), config) if held_out is not None else None
+    last = train(task, config.diffusion, config, samples, None, judge)
     task.load_weights(averaged(checkpoints.load_state(last)))
     return save_unet(task.model, config.diffusion, last.parent / "unet")
 

@@ -56,6 +56,10 @@ class Data:
     """The same of another autoencoder (``models.second_vae``), so that an adapter works behind both."""
     second_share: float = 0.25
     """Share of samples from ``second_pairs``."""
+    held: bool = False
+    """Keep the stored pairs in the device's memory and make whole batches there: no file is read in a step, and no workers are
+    needed. Does not change what is drawn.
+    """
     window: int = 0
     """Stored pairs: side, in latent cells, of the windows that are decoded for the picture terms; 0 = whole faces."""
     second_window: int = 0
@@ -81,6 +85,7 @@ class Data:
         _require(self.second_window <= self.window, "data.second_window", "at most data.window", self.second_window)
         _require(self.around in (0, *range(self.window, cells + 1)), "data.around", "0, or data.window and more", self.around)
         _require(self.windows >= 1, "data.windows", "1 or more", self.windows)
+        _require(not self.held or not self.second_pairs, "data.held", "no data.second_pairs beside it", self.held)
         _require(0 <= self.flip <= 1, "data.flip", "a probability in [0, 1]", self.flip)
         _require(self.workers >= 0, "data.workers", "0 or more", self.workers)
 
@@ -224,8 +229,11 @@ class PairsStage:
     """Keep the degraded latents as ``models.adapter`` aligns them too: for the prior and the critic, who need not run it."""
     precision: str = "bf16"
     """Of the encoder: no, bf16 or fp16."""
+    workers: int = 0
+    """Processes that draw and degrade while this one encodes. Does not change what is drawn."""
 
     def check(self, name: str) -> None:
+        _require(self.workers >= 0, f"{name}.workers", "0 or more", self.workers)
         for key in ("rounds", "shard"):
             _require(getattr(self, key) >= 1, f"{name}.{key}", "1 or more", getattr(self, key))
         for key in ("versions", "limit"):
@@ -504,8 +512,12 @@ class Log:
     """The checkpoint that is best by this column is kept: psnr, ssim, identity, sharpness, landmarks, perceptual, niqe."""
     niqe: str = ""
     """niqe_pris_params.npz, for the column niqe; empty = none."""
+    save_best: bool = True
+    """Save whenever a validation is the best so far; false = only as ``save_every`` says."""
     patience: int = 0
     """Stop after so many validations without a better one; 0 = never."""
+    minutes: float = 0.0
+    """Save and stop after so many minutes of this start, for a machine that is lent for a time; 0 = never. One process only."""
     save_every: int = 500
     keep: int = 3
     """How many checkpoints stay; the oldest go first."""
@@ -518,7 +530,7 @@ class Log:
         _require(self.tracker in ("tensorboard", "wandb", "none"), "log.tracker", "tensorboard, wandb or none", self.tracker)
         for key in ("every", "sample_every", "save_every", "keep", "validation_faces"):
             _require(getattr(self, key) >= 1, f"log.{key}", "1 or more", getattr(self, key))
-        for key in ("validate_every", "patience"):
+        for key in ("validate_every", "patience", "minutes"):
             _require(getattr(self, key) >= 0, f"log.{key}", "0 or more", getattr(self, key))
         known = ("psnr", "ssim", "identity", "sharpness", "landmarks", "perceptual", "niqe")
         _require(self.best in known, "log.best", f"one of {', '.join(known)}", self.best)

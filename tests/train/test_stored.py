@@ -25,9 +25,10 @@ from lafr_core.latent.networks.vae import StarterVaeNet
 from lafr_core.store import assets, checkpoint
 from train import config
 from train.data import pairs, windows
-from train.data.faces import Picture, find_pictures
+from train.data.faces import Picture, find_pictures, stream
 from train.data.pairs import StoredPairs
 from train.engine import checkpoints, loop, parts, run
+from train.engine.journal import read_rows
 from train.judges import shown
 from train.judges.losses import Critics
 from train.tasks import adapter, codebook, confidence, critic, decoder, diffusion, families, prior, thumbnail, vae
@@ -50,6 +51,7 @@ def stored(folder: Path, out: str = "run", **overrides: object) -> config.Config
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pairs that keep everything: clean and degraded pixels, the second latents, aligned ones."""
     folder = tmp_path_factory.mktemp("stored")
+    torch.manual_seed(0)
     small = AdapterNet(width=8, coarse=16, deep=16, code_width=16, entries=16, depth=1, grid=8)
     nn.init.normal_(small.mapping.correction.weight, std=0.1)
     checkpoint.save(folder / "adapter.safetensors", "adapter", small, small.config)
@@ -450,3 +452,64 @@ def test_noise_is_a_samples_own(made: Path) -> None:
     assert torch.equal(two, noise[1:]) and torch.equal(t_two, t[1:]) and not torch.equal(noise[0], noise[1])
     task.begin(task.model, None, 1)
     assert not torch.equal(task.draw(z, index)[1], noise) and noise.std() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("windows", [{"data.window": 0}, {"data.window": 2, "data.windows": 2, "data.middle": 0.5}])
+def test_held_pairs_make_the_same_batches(made: Path, windows: dict[str, object]) -> None:
+    conf = stored(made, **windows)
+    one, held = StoredPairs(conf.data, 3), StoredPairs(replace(conf.data, held=True), 3)
+    single = next(iter(stream(one, 2, batch=3, accumulate=1, workers=0)))
+    together = next(iter(stream(held, 2, batch=3, accumulate=1)))
+    assert single.keys() == together.keys() and "z_al" in single and ("sharp" in single) == bool(windows["data.window"])
+    for name, value in single.items():
+        assert value.dtype == together[name].dtype and torch.equal(value, together[name]), name
+
+
+def test_only_what_can_be_held_is(made: Path) -> None:
+    with pytest.raises(LafrError, match=r"data\.held: expected no data.second_pairs beside it"):
+        stored(made, **{"data.held": True, "data.second_pairs": made / "pairs"})
+    conf = stored(made, **{"data.held": True})
+    with pytest.raises(InputError, match="makes its samples one by one"):
+        stream(SimpleNamespace(data=conf.data), 0, batch=1, accumulate=1)  # type: ignore[arg-type]
+
+
+def test_workers_draw_the_same_pairs(made: Path, tmp_path: Path) -> None:
+    conf = stored(made, **{"data.pairs": tmp_path / "pairs", "pairs.workers": 2, "pairs.degraded": True})
+    pairs.run(conf)
+    ours, theirs = (sorted(folder.glob("*.safetensors")) for folder in (tmp_path / "pairs", made / "pairs"))
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        one, other = load_file(str(a)), load_file(str(b))
+        assert all(torch.equal(one[name], other[name]) for name in ("sharp", "spoilt", "corner")), a.name
+        assert torch.allclose(one["z_hq"].float(), other["z_hq"].float(), atol=2e-3)
+
+
+def test_a_run_stops_when_its_minutes_are_over_and_goes_on_to_the_same_weights(made: Path, tmp_path: Path) -> None:
+    whole = stored(made, **{"log.out": tmp_path / "whole", "data.held": True})
+    last = run.run(codebook.CodebookTask, whole)
+    bits = stored(made, **{"log.out": tmp_path / "bits", "log.minutes": 1e-9})
+    steps = [run.run(codebook.CodebookTask, bits).name for _ in range(5)]
+    assert steps == [f"step_{n:08d}" for n in (1, 2, 3, 4, 4)]
+    assert same(checkpoints.load_state(last), checkpoints.load_state(tmp_path / "bits" / "codebook" / steps[-1]))
+
+
+def test_the_best_need_not_be_saved(made: Path, tmp_path: Path) -> None:
+    conf = stored(made, **{"log.out": tmp_path / "run", "log.validate_every": 1, "log.save_best": False, "log.save_every": 99})
+    scores = iter([1.0, 2.0, 3.0, 4.0])
+    run.run(codebook.CodebookTask, conf, lambda task, device: {"identity": next(scores)})
+    assert [path.name for path in checkpoints.steps(tmp_path / "run" / "codebook")] == ["step_00000004"]
+
+
+def test_the_diffusion_prior_goes_on_from_another_and_is_watched(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    _, needs = tasks(made)["diffusion"]
+    conf = stored(made, **{**needs, "log.out": tmp_path / "run", "log.validate_every": 2, "log.best": "psnr"})
+    unet = diffusion.run(conf, pairs.Shards(conf.data.pairs))
+    rows = read_rows(tmp_path / "run" / "diffusion" / "validation.csv")
+    assert [row["step"] for row in rows] == [2, 4] and all(-3 < row["psnr"] < 0 for row in rows)
+    more = diffusion.DiffusionTask(replace(conf, models=replace(conf.models, unet=str(unet))), 8)
+    fresh = diffusion.DiffusionTask(conf, 8)
+    trained = load_file(str(unet / "diffusion_pytorch_model.safetensors"))
+    assert all(torch.equal(trained[name], t) for name, t in more.weights().items())
+    assert not all(torch.equal(trained[name], t) for name, t in fresh.weights().items())
+    assert all(p.requires_grad for p in more.model.parameters())

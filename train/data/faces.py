@@ -8,6 +8,7 @@ run resumes by asking for the next position.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import logging
@@ -270,7 +271,12 @@ class Samples(Protocol):
 def locate(position: int, count: int, seed: int) -> tuple[int, int]:
     """Stream position -> (epoch, row below ``count``): every epoch is a permutation of its own."""
     epoch, place = divmod(position, count)
-    return epoch, int(np.random.default_rng([seed, 1, epoch]).permutation(count)[place])
+    return epoch, int(_order(seed, epoch, count)[place])
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, 1, epoch]).permutation(count)
 
 
 class Faces(Dataset[dict[str, Any]]):
@@ -350,7 +356,15 @@ class _Batches:
 def stream(
     samples: Samples, step: int, *, batch: int, accumulate: int, rank: int = 0, world: int = 1, workers: int | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Collated micro-batches from optimiser ``step`` on, for ever. The process's own random state is left alone."""
+    """Collated micro-batches from optimiser ``step`` on, for ever. The process's own random state is left alone.
+
+    Samples that are held on the device (data.held) make their batches themselves, by ``together(positions)``.
+    """
+    if samples.data.held:
+        together: Callable[[Sequence[int]], dict[str, Tensor]] | None = getattr(samples, "together", None)
+        if together is None:
+            raise InputError("data.held: this stage makes its samples one by one, expected false; leave it out")
+        return map(together, positions(step, batch=batch, accumulate=accumulate, rank=rank, world=world))
     loader: DataLoader[dict[str, Any]] = DataLoader(
         samples,  # type: ignore[arg-type]
         batch_sampler=_Batches(step, batch, accumulate, rank, world),  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lafr_core.errors import CheckpointError, InputError
 from lafr_core.geometry import compose
@@ -73,6 +74,49 @@ def draw(picture: Picture, generator: np.random.Generator, data: Data, versions:
     return sharp, torch.stack(low) if low else sharp.new_zeros(0, *sharp.shape)
 
 
+class Drawing(NamedTuple):
+    """One row before it is encoded; arrays, which pass between processes without shared memory."""
+
+    pictures: NDArray[np.float32]
+    """(1 + V, 3, S, S) in [0, 1]: the clean picture, then its degraded versions."""
+    corner: NDArray[np.int64]
+    """(2,): top and left of a window, in strides."""
+    fidelity: NDArray[np.float32]
+    """(V,): what aligned latents are made at."""
+    bytes: NDArray[np.uint8]
+    """Those of ``pictures`` that are to be kept as pixels, (0 to 1 + V, 3, S, S)."""
+
+
+def drawn_row(config: Config, picture: Picture, seed: Sequence[int]) -> Drawing:
+    """One picture drawn and degraded; everything comes from ``seed``."""
+    stage, data = config.pairs, config.data
+    generator = np.random.default_rng(list(seed))
+    sharp, low = draw(picture, generator, data, stage.versions)
+    corner = np.zeros(2, np.int64)
+    if stage.window:
+        corner = generator.integers(0, (data.size - stage.window) // STRIDE + 1, 2)
+        top, left = (int(v) * STRIDE for v in corner)
+        sharp, low = (x[..., top : top + stage.window, left : left + stage.window] for x in (sharp, low))
+    fidelity = np.asarray([draw_fidelity(generator, data) for _ in range(stage.versions)], np.float32)
+    pictures = torch.cat([sharp[None], low])
+    kept = pictures[(0 if stage.pixels else 1) : (None if stage.degraded else 1)]
+    return Drawing(pictures.numpy(), corner, fidelity, (kept * 255 + 0.5).clamp(0, 255).to(torch.uint8).numpy())
+
+
+class Drawings(Dataset[Drawing]):
+    """The rows that are still to be made, by number, for the processes that draw them."""
+
+    def __init__(self, config: Config, pictures: Sequence[Picture], rows: Sequence[tuple[int, int]]) -> None:
+        self.config, self.pictures, self.rows = config, pictures, rows
+
+    def __getitem__(self, number: int) -> Drawing:
+        around, index = self.rows[number]
+        return drawn_row(self.config, self.pictures[index], [self.config.seed, around, index])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 class Maker:
     """Draws pictures and encodes them. ``beside`` is the starter's encoder, ``align`` the adapter, where asked for."""
 
@@ -85,29 +129,25 @@ class Maker:
     ) -> None:
         self.config, self.encode, self.beside, self.align = config, encode, beside, align
 
-    @torch.no_grad()
     def row(self, picture: Picture, seed: Sequence[int]) -> dict[str, Tensor]:
         """One picture's tensors: ``z_hq`` (C, h, h), ``z_lq`` (V, C, h, h), ``corner`` (2,) and what else was asked for."""
-        stage, data = self.config.pairs, self.config.data
-        generator = np.random.default_rng(list(seed))
-        sharp, low = draw(picture, generator, data, stage.versions)
-        corner = torch.zeros(2, dtype=torch.int64)
-        if stage.window:
-            corner = torch.from_numpy(generator.integers(0, (data.size - stage.window) // STRIDE + 1, 2))
-            top, left = (int(v) * STRIDE for v in corner)
-            sharp, low = (x[..., top : top + stage.window, left : left + stage.window] for x in (sharp, low))
-        pictures = torch.cat([sharp[None], low])
+        return self.encoded(drawn_row(self.config, picture, seed))
+
+    @torch.no_grad()
+    def encoded(self, drawn: Drawing) -> dict[str, Tensor]:
+        """What is stored of a drawn row."""
+        stage = self.config.pairs
+        pictures, fidelity = torch.from_numpy(drawn.pictures), torch.from_numpy(drawn.fidelity)
         latents = self.encode(pictures)
-        row = {"z_hq": latents[0].half(), "z_lq": latents[1:].half(), "corner": corner}
+        row = {"z_hq": latents[0].half(), "z_lq": latents[1:].half(), "corner": torch.from_numpy(drawn.corner)}
         if self.beside is not None:
             donor = self.beside(pictures).half()
             row |= {"y_hq": donor[0], "y_lq": donor[1:]}
         if self.align is not None:
-            fidelity = torch.tensor([draw_fidelity(generator, data) for _ in range(stage.versions)])
             row |= {"z_al": self.align(latents[1:], fidelity.view(-1, 1, 1, 1)).half(), "fidelity": fidelity}
-        to_bytes = lambda x: (x * 255 + 0.5).clamp(0, 255).to(torch.uint8)
-        row |= {"sharp": to_bytes(sharp)} if stage.pixels else {}
-        row |= {"spoilt": to_bytes(low)} if stage.degraded else {}
+        kept = torch.from_numpy(drawn.bytes)
+        row |= {"sharp": kept[0]} if stage.pixels else {}
+        row |= {"spoilt": kept[int(stage.pixels) :]} if stage.degraded else {}
         return {name: t.cpu().contiguous() for name, t in row.items()}
 
 
@@ -119,31 +159,37 @@ def make(config: Config, maker: Callable[[], Maker], pictures: Sequence[Picture]
     stage, folder = config.pairs, Path(config.data.pairs)
     folder.mkdir(parents=True, exist_ok=True)
     keep_plan(folder, plan_of(config))
-    opened: Maker | None = None
-    number = 0
+    shards: dict[Path, list[tuple[int, int]]] = {}
     for around in range(stage.rounds):
         # Pictures of one shard come from the whole list, so that an unfinished round favours no source.
         order = np.random.default_rng([config.seed, around]).permutation(len(pictures))[: stage.limit or None]
         for start in range(0, len(order), stage.shard):
             path = folder / f"{config.seed}_{around:02d}_{start:06d}.safetensors"
-            number += 1
-            if (number - 1) % world != rank or path.is_file():
-                continue
-            opened = opened or maker()
-            rows = [int(i) for i in order[start : start + stage.shard]]
-            made = [opened.row(pictures[i], [config.seed, around, i]) for i in rows]
-            shard = {name: torch.stack([row[name] for row in made]).contiguous() for name in made[0]}
-            with atomic(path) as part:
-                save_file(shard, str(part), metadata={"pictures": json.dumps([pictures[i].name for i in rows])})
-            log.info("%s", path.name)
+            shards[path] = [(around, int(i)) for i in order[start : start + stage.shard]]
+    mine = {path: rows for path, rows in list(shards.items())[rank::world] if not path.is_file()}
+    if not mine:
+        return folder
+    drawings = Drawings(config, pictures, [row for rows in mine.values() for row in rows])
+    stream = iter(DataLoader(drawings, batch_size=None, num_workers=stage.workers, collate_fn=_as_it_is))
+    opened = maker()
+    for path, rows in mine.items():
+        made = [opened.encoded(next(stream)) for _ in rows]
+        shard = {name: torch.stack([row[name] for row in made]).contiguous() for name in made[0]}
+        with atomic(path) as part:
+            save_file(shard, str(part), metadata={"pictures": json.dumps([pictures[i].name for _, i in rows])})
+        log.info("%s", path.name)
     return folder
+
+
+def _as_it_is(drawing: Any) -> Any:
+    return drawing
 
 
 def plan_of(config: Config) -> dict[str, Any]:
     """What must agree between shards of one folder: the autoencoder, the size, the degradation and what is kept."""
     from train.engine.checkpoints import identity_of
 
-    stage = {name: value for name, value in vars(config.pairs).items() if name not in ("rounds", "limit", "shard")}
+    stage = {name: value for name, value in vars(config.pairs).items() if name not in ("rounds", "limit", "shard", "workers")}
     models = {name: identity_of(getattr(config.models, name)) for name in ("vae", *(("adapter",) if stage["aligned"] else ()))}
     family, data = config.models.family, config.data
     shares = {"balance": data.balance} if data.balance else {}
@@ -215,7 +261,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 class Shards:
-    """The shards of one folder, rows read from disk as they are asked for."""
+    """The shards of one folder, rows read from disk as they are asked for, or whole batches from memory."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -226,6 +272,7 @@ class Shards:
             )
         self.rows: list[tuple[Path, int]] = []
         self.kept: set[str] = set()
+        self.loaded: dict[str, Tensor] = {}
         for file in self.files:
             try:
                 with safe_open(str(file), framework="pt") as shard:
@@ -249,17 +296,40 @@ class Shards:
     def has(self, name: str) -> bool:
         return name in self.kept
 
+    def together(self, name: str, device: torch.device) -> Tensor:
+        """``name`` of all rows (N, …) in the device's memory, read at the first call."""
+        if name not in self.loaded:
+            parts = []
+            for file in self.files:
+                with safe_open(str(file), framework="pt") as shard:
+                    parts.append(shard.get_tensor(name).to(device))
+            self.loaded[name] = torch.cat(parts)
+        return self.loaded[name]
+
+
+class Draws(NamedTuple):
+    """What a sample is made of."""
+
+    second: bool
+    row: int
+    version: int | None
+    fidelity: float
+    corners: list[list[int]]
+    """Top and left cell of each window."""
+
 
 class StoredPairs:
     """Stream position -> ``z_lq``, ``z_hq`` (C, h, h) float32, ``fidelity``, ``kind`` (0 first folder, 1 second), ``index``.
 
     With data.window: ``corner`` (W, 2) in cells and ``sharp`` (W, 3, s, s) pixels of the windows (of the second kind's smaller
     ones the rest is 0). Without: ``hq`` (3, S, S), where pixels were stored. ``z_al`` where it was stored; its fidelity then.
-    Without ``degraded`` only the clean side: no ``z_lq`` and ``z_al``.
+    Without ``degraded`` only the clean side: no ``z_lq`` and ``z_al``. ``device``: where :meth:`together` holds them.
     """
 
-    def __init__(self, data: Data, seed: int, *, pixels: bool = True, degraded: bool = True) -> None:
-        self.data, self.seed, self.pixels, self.degraded = data, seed, pixels, degraded
+    def __init__(
+        self, data: Data, seed: int, *, pixels: bool = True, degraded: bool = True, device: torch.device | str = "cpu"
+    ) -> None:
+        self.data, self.seed, self.pixels, self.degraded, self.device = data, seed, pixels, degraded, torch.device(device)
         self.first = Shards(data.pairs)
         self.second = Shards(data.second_pairs) if data.second_pairs and data.second_share > 0 else None
         files = [*self.first.files, *(self.second.files if self.second else ())]
@@ -275,7 +345,8 @@ class StoredPairs:
     def __len__(self) -> int:
         return len(self.first)
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
+    def draws(self, position: int) -> Draws:
+        """What is drawn for a position: the same for single samples and whole batches."""
         data = self.data
         g = np.random.default_rng([self.seed, 8, position])
         second = self.second is not None and g.random() < data.second_share
@@ -283,6 +354,45 @@ class StoredPairs:
         row = locate(position, len(shards), self.seed)[1]
         version = int(g.integers(shards.versions)) if self.degraded else None
         fidelity = draw_fidelity(g, data)
+        corners = [corner(g, data, shards.cells) for _ in range(data.windows)] if data.window else []
+        return Draws(second, row, version, fidelity, corners)
+
+    def together(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        """The samples of ``positions``, stacked, made on the device from what is held there (data.held)."""
+        drawn, shards, device = [self.draws(p) for p in positions], self.first, self.device
+        rows = torch.tensor([d.row for d in drawn], device=device)
+        batch = {
+            "z_hq": shards.together("z_hq", device)[rows].float(),
+            "fidelity": torch.tensor([d.fidelity for d in drawn], dtype=torch.float32, device=device),
+            "kind": torch.zeros_like(rows),
+            "index": rows,
+        }
+        if self.degraded:
+            versions = torch.tensor([d.version for d in drawn], device=device)
+            batch["z_lq"] = shards.together("z_lq", device)[rows, versions].float()
+            if shards.has("z_al"):
+                names = ("z_al", "fidelity")
+                batch |= {name: shards.together(name, device)[rows, versions].float() for name in names}
+        if self.data.window:
+            batch["corner"] = torch.tensor([d.corners for d in drawn], device=device)
+            if self.pixels:
+                batch["sharp"] = self._windows(rows, batch["corner"])
+        elif self.pixels:
+            batch["hq"] = shards.together("sharp", device)[rows].float() / 255
+        return batch
+
+    def _windows(self, rows: Tensor, corners: Tensor) -> Tensor:
+        """Pixels (B, W, 3, s, s) of the windows at ``corners`` (B, W, 2) cells of ``rows`` (B,)."""
+        reach = torch.arange(self.data.window * FACTOR, device=rows.device)
+        ys, xs = (corners[..., axis, None] * FACTOR + reach for axis in (0, 1))  # (B, W, s)
+        pixels = self.first.together("sharp", rows.device).permute(0, 2, 3, 1)
+        found = pixels[rows[:, None, None, None], ys[..., :, None], xs[..., None, :]]  # (B, W, s, s, 3)
+        return found.permute(0, 1, 4, 2, 3).float() / 255
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        data = self.data
+        second, row, version, fidelity, corners = self.draws(position)
+        shards = self.second if second and self.second is not None else self.first
         sample = {
             "z_hq": shards.read(row, "z_hq").float(),
             "fidelity": torch.tensor(fidelity, dtype=torch.float32),
@@ -294,7 +404,7 @@ class StoredPairs:
         if version is not None and shards.has("z_al"):
             sample |= {"z_al": shards.read(row, "z_al", version).float(), "fidelity": shards.read(row, "fidelity")[version]}
         if data.window:
-            sample["corner"] = torch.tensor([corner(g, data, shards.cells) for _ in range(data.windows)])
+            sample["corner"] = torch.tensor(corners)
             if self.pixels:
                 sample["sharp"] = torch.stack([self._sharp(shards, row, at, second) for at in sample["corner"].tolist()])
         elif self.pixels:

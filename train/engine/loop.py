@@ -123,8 +123,7 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         keep = min(self.decay, (1 + step) / (10 + step))
-        for name, p in self.live.items():
-            self.slow[name].lerp_(p, 1 - keep)
+        torch._foreach_lerp_([self.slow[name] for name in self.live], list(self.live.values()), 1 - keep)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -159,7 +158,8 @@ def train(
     """Run ``stage.steps`` optimiser steps (less what a checkpoint has done already) and return the last checkpoint's folder.
 
     ``judge`` scores the averaged weights every log.validate_every steps (train.engine.validation); the best checkpoint stays,
-    and log.patience ends the run early. Raises TrainingError when a term stops being finite: the last good checkpoint stays.
+    and log.patience ends the run early, as log.minutes does: a later start goes on from there. Raises TrainingError when a term
+    stops being finite: the last good checkpoint stays.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = stage.tf32
     accelerator = make_accelerator(stage, config)
@@ -188,6 +188,7 @@ def train(
     diary = journal.Journal(folder, config, stage, step, accelerator)
     curve = journal.Curve(folder, config.log, step, accelerator)
     last = newest
+    ends = time.monotonic() + 60 * config.log.minutes if config.log.minutes else math.inf
     model.train()
     while step < stage.steps:
         task.begin(model, samples, step)
@@ -223,8 +224,10 @@ def train(
         if judge is not None and config.log.validate_every and step % config.log.validate_every == 0:
             with average.in_place(), torch.no_grad():
                 better, enough = curve.add(step, lambda: judge(task, accelerator.device))
+                better &= config.log.save_best
             model.train()
-        if step % config.log.save_every == 0 or step == stage.steps or better or enough:
+        late = accelerator.num_processes == 1 and time.monotonic() > ends
+        if step % config.log.save_every == 0 or step == stage.steps or better or enough or late:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 last = save(folder, step, task, optimizer, average, accelerator, config, identity, curve.best)
@@ -233,6 +236,9 @@ def train(
             accelerator.wait_for_everyone()
         if enough:
             log.info("stopped at step %d: %d validations without a better %s", step, config.log.patience, config.log.best)
+            break
+        if late:
+            log.info("stopped at step %d: its %g minutes are over", step, config.log.minutes)
             break
     diary.close()
     return checkpoints.newest(folder) or folder

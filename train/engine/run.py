@@ -69,21 +69,28 @@ def held_out(config: Config) -> tuple[Faces | None, Judge | None]:
     return faces, Judge(faces, config.log.validation_faces, config.log.niqe)
 
 
-def run(make_task: Callable[..., Task], config: Config) -> Path:
-    """One stage on faces or stored pairs, from start to end; returns its last checkpoint's folder."""
+def run(
+    make_task: Callable[..., Task], config: Config, judge: Callable[[Task, torch.device], dict[str, float]] | None = None
+) -> Path:
+    """One stage on faces or stored pairs, from start to end; returns its last checkpoint's folder.
+
+    ``judge`` scores it while it trains, in the place of the one that data.validation asks for.
+    """
     device = join_processes()
     stage: Stage = getattr(config, make_task.name)  # type: ignore[attr-defined]
     critics = open_critics(config.loss, device)
     vae = vae_of(config, device)
     samples: Samples
     if config.data.pairs:
-        samples = StoredPairs(config.data, config.seed, pixels=critics.needed(config.loss))
+        samples = StoredPairs(config.data, config.seed, pixels=critics.needed(config.loss), device=device)
         log.info("%d stored faces in %s", len(samples), config.data.pairs)
     else:
         features = latent_features(config, device) if config.data.subset_method == "k-centre" else None
         samples, skipped = open_faces(config.data, config.seed, features=features)
         log.info("%d pictures, %d skipped", len(samples), len(skipped))
-    validation, judge = held_out(config)
+    validation = None
+    if judge is None:
+        validation, judge = held_out(config)
     task = make_task(config, vae, critics, device, collectives())
     log.info("%s", learning_line(task))
     return train(task, stage, config, samples, validation, judge)

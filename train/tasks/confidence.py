@@ -65,7 +65,7 @@ def spread_of(samples: StoredPairs) -> float:
 def run(config: Config) -> Path:
     """Train the network and write it beside its checkpoints; returns the file."""
     device = join_processes()
-    samples = StoredPairs(replace(config.data, window=0, second_window=0, around=0), config.seed, pixels=False)
+    samples = StoredPairs(replace(config.data, window=0, second_window=0, around=0), config.seed, pixels=False, device=device)
     adapter = None if samples.first.has("z_al") else adapter_for_prior(config)
     task = ConfidenceTask(config, int(samples[0]["z_hq"].shape[0]), adapter, spread_of(samples))
     for network in (task.model, adapter):

@@ -121,7 +121,8 @@ def run(config: Config) -> Path:
     """Train the prior under its critic and write it beside its checkpoints; returns the file."""
     device = join_processes()
     task = CriticTask(config, vae_of(config, device), device, collectives())
-    last = train(task, config.critic, config, StoredPairs(config.data, config.seed, pixels=False), *held_out(config))
+    samples = StoredPairs(config.data, config.seed, pixels=False, device=device)
+    last = train(task, config.critic, config, samples, *held_out(config))
     task.load_weights(averaged(checkpoints.load_state(last)))
     return left_beside(last, "prior", task.network, config, config.critic)
 

@@ -47,7 +47,7 @@ class ThumbnailTask(NetworkTask):
 def run(config: Config) -> Path:
     """Train the network and write it beside its checkpoints; returns the file."""
     device = join_processes()
-    samples = StoredPairs(replace(config.data, window=0, second_window=0, around=0), config.seed)
+    samples = StoredPairs(replace(config.data, window=0, second_window=0, around=0), config.seed, device=device)
     channels = int(samples[0]["z_hq"].shape[0])
     task = ThumbnailTask(config, channels)
     task.model.to(device)

@@ -105,15 +105,15 @@ def curve_words(curves: Sequence[Sequence[Sequence[float]]]) -> str:
 
 
 def compared(seeds: Sequence[int], results: Results, ours: str, theirs: str) -> list[str]:
-    """One comparison of claims 1 and 3: gains in per cent with intervals, at every fidelity that both or one side has."""
+    """One comparison of claims 1 and 3: gains in per cent with intervals, at every fidelity of both; raw latents have none."""
     there = [s for s in seeds if f"scored_{ours}_{s}" in results and f"scored_{theirs}_{s}" in results]
     if len(there) < len(seeds):
         return [f"**Not tested**: {len(there)} of {len(seeds)} seeds are done."]
     lines, usual = [], {}
     for kind in results[f"scored_{ours}_{there[0]}"]:
-        if kind in ("input", "adapter"):
+        rival = DEFAULT if theirs == "raw" else kind
+        if kind == "adapter" or rival not in results[f"scored_{theirs}_{there[0]}"]:
             continue
-        rival = kind if kind in results[f"scored_{theirs}_{there[0]}"] else DEFAULT
         for metric in METRICS:
             a, b = ([results[f"scored_{n}_{s}"][k][metric] for s in there] for n, k in ((ours, kind), (theirs, rival)))
             if all(a) and all(b):

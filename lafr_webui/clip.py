@@ -9,20 +9,20 @@ saving and showing, and nothing grows with the length.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from lafr_core.errors import LafrError
+from lafr_core.errors import ImageFileError, LafrError
 from lafr_core.images import photos
 from lafr_core.images.photos import Photo
 from lafr_core.types import Progress
-from lafr_core.video.frames import ClipInfo, PhotoFrame
+from lafr_core.video.folder import PictureFiles
+from lafr_core.video.frames import PhotoFrame
 from lafr_core.video.restore import RestoredFrame, Survey, restored_frames, survey
 
 from . import engine, host, restorer
@@ -33,36 +33,12 @@ from .settings import Request
 ALONE = "restored alone, not as a frame of a clip"
 
 
-class Files:
-    """Picture files in order as a :class:`~lafr_core.video.frames.Clip`; times are their numbers.
-
-    A file that is no picture, or of another size than the first, is a frame with a fault: it is passed through.
-    """
-
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
-        """``size``: (h, w) of the frames."""
-        self.paths, self.size = tuple(paths), size
-        self.info = ClipInfo(str(self.paths[0].parent), size, Fraction(25), Fraction(1, 25), len(self.paths))
-
-    def frames(self, start: int = 0, times: Sequence[int] = ()) -> Iterator[PhotoFrame]:
-        """See :class:`~lafr_core.video.frames.Clip`."""
-        last = Photo(torch.zeros(3, *self.size, dtype=torch.uint8))  # type: ignore[arg-type]
-        for index in range(start, len(self.paths)):
-            fault = ""
-            try:
-                photo = self.photo(index)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, LafrError) as error:
-                fault = f"cannot be read ({error})"
-            else:
-                if tuple(photo.stored.shape[-2:]) == self.size:
-                    last = photo
-                else:
-                    fault = "has another size than the first frame"
-            yield PhotoFrame(index, index, last, self.paths[index], fault=fault)
-
-    def photo(self, index: int) -> Photo:
-        """The file as the webui's loop hands it to scripts."""
-        return restorer.stored(host.read_picture(self.paths[index]))
+def read(path: Path) -> Photo:
+    """The file as the webui's loop hands it to scripts. Raises ImageFileError, path and one sentence."""
+    try:
+        return restorer.stored(host.read_picture(path))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, LafrError) as error:
+        raise ImageFileError(f"{path}: cannot be read ({error})") from error
 
 
 @dataclass
@@ -70,7 +46,7 @@ class Session:
     """A batch that is under way."""
 
     key: tuple[Any, ...]
-    clip: Files
+    clip: PictureFiles
     known: Survey
     frames: Iterator[RestoredFrame]
     given: int = -1
@@ -112,7 +88,7 @@ def _frame(image: Image.Image, request: Request, reference: Image.Image | None, 
     with host.neutral(host.device()), host.progress() as progress, engine.opened(request, reference) as opened:
         if not (_sessions and _sessions[0].goes_on(key, path)):
             _sessions.clear()
-            clip = Files(files, (image.height, image.width))
+            clip = PictureFiles(files, (image.height, image.width), read)
             _sessions.append(_begun(key, clip, files.index(path), request.engine.steadiness, opened, progress))
         (session,) = _sessions
         session.given = session.clip.paths.index(path)
@@ -120,7 +96,7 @@ def _frame(image: Image.Image, request: Request, reference: Image.Image | None, 
     if session.given + 1 == len(session.clip.paths):
         _sessions.clear()
     if done.frame.fault:
-        return _alone(image, request, reference, f"the picture {done.frame.fault}")
+        return _alone(image, request, reference, done.frame.fault)
     faces = tuple(face for _, face in done.faces)
     if not faces:
         status = "none selected" if session.known.found and not session.known.tracks else "no face"
@@ -130,7 +106,7 @@ def _frame(image: Image.Image, request: Request, reference: Image.Image | None, 
 
 
 def _begun(
-    key: tuple[Any, ...], clip: Files, start: int, steadiness: float, opened: engine.Opened, progress: Progress
+    key: tuple[Any, ...], clip: PictureFiles, start: int, steadiness: float, opened: engine.Opened, progress: Progress
 ) -> Session:
     """The batch looked through, and its frames from number ``start`` on."""
     models, settings, people = opened.models, opened.settings, opened.references

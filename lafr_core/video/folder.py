@@ -6,14 +6,14 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import torch
 
-from ..errors import ClipError, ImageFileError
+from ..errors import ClipError, LafrError
 from ..images import photos
 from ..images.formats import SUFFIXES
 from ..images.photos import Photo
@@ -23,9 +23,48 @@ from .target import Seal, no_seal
 
 RATE = Fraction(25)
 """Frames a second; a folder does not say, and nothing depends on it."""
+Reader = Callable[[Path], Photo]
+"""Gives the picture in a file, or raises LafrError: path and one sentence."""
 
 
-class FolderClip:
+class PictureFiles:
+    """Picture files as a :class:`~lafr_core.video.frames.Clip`: one frame each, in the order given; times are their numbers.
+
+    A file that cannot be read or has another size than the clip is a frame with a fault. The last sound picture stands in for
+    its pixels, gray before the first: where nothing moves no cut is seen, and faces are followed across the hole.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], read: Reader = photos.read) -> None:
+        """``size``: (h, w) of the frames."""
+        self.paths, self.read = tuple(paths), read
+        self.info = ClipInfo(str(self.paths[0].parent), size, RATE, 1 / RATE, len(self.paths))
+
+    def frames(self, start: int = 0, times: Sequence[int] = ()) -> Iterator[PhotoFrame]:
+        """See :class:`~lafr_core.video.frames.Clip`."""
+        height, width = self.info.size
+        last = Photo(torch.full((3, height, width), 0.5))  # type: ignore[arg-type]
+        for index in range(start, len(self.paths)):
+            path, fault = self.paths[index], ""
+            photo = _tried(path, self.read)
+            if isinstance(photo, str):
+                fault = f"{path.name}: {photo}"
+            elif tuple(photo.stored.shape[-2:]) != self.info.size:
+                was = "x".join(map(str, reversed(photo.stored.shape[-2:])))
+                fault = f"{path.name}: {was} pixels where the first frame has {width}x{height}"
+            else:
+                last = photo
+            yield PhotoFrame(index, index, last, path, fault=fault)
+
+
+def _tried(path: Path, read: Reader) -> Photo | str:
+    """The picture, or why there is none."""
+    try:
+        return read(path)
+    except LafrError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+class FolderClip(PictureFiles):
     """The pictures of a folder, in the order of their names, numbers by their value. Raises ClipError where there are none."""
 
     def __init__(self, path: Path) -> None:
@@ -39,28 +78,12 @@ class FolderClip:
         if not self.names:
             raise ClipError(f"{self.path}: expected a folder of frames, found no pictures in it")
         self._stems = Counter(Path(name).stem.casefold() for name in self.names)
-        size = next((photo.stored.shape[-2:] for photo in map(self._read, self.names) if isinstance(photo, Photo)), None)
+        paths = [self.path / name for name in self.names]
+        tried = (_tried(path, photos.read) for path in paths)
+        size = next((photo.stored.shape[-2:] for photo in tried if isinstance(photo, Photo)), None)
         if size is None:
             raise ClipError(f"{self.path}: expected a folder of frames, found no picture that can be decoded; copy it again")
-        self.info = ClipInfo(str(self.path), (size[0], size[1]), RATE, 1 / RATE, len(self.names))
-
-    def _read(self, name: str) -> Photo | str:
-        try:
-            return photos.read(self.path / name)
-        except ImageFileError as error:
-            return str(error).removeprefix(f"{self.path / name}: ")
-
-    def frames(self, start: int = 0, times: Sequence[int] = ()) -> Iterator[PhotoFrame]:
-        """See :class:`~lafr_core.video.frames.Clip`; times are the frames' numbers. What cannot be decoded is gray."""
-        height, width = self.info.size
-        for index in range(start, len(self.names)):
-            photo, fault = self._read(self.names[index]), ""
-            if isinstance(photo, Photo) and tuple(photo.stored.shape[-2:]) != self.info.size:
-                was = "x".join(map(str, reversed(photo.stored.shape[-2:])))
-                photo = f"{was} pixels where the first frame has {width}x{height}"
-            if isinstance(photo, str):
-                photo, fault = Photo(torch.full((3, height, width), 0.5)), f"{self.names[index]}: {photo}"  # type: ignore[arg-type]
-            yield PhotoFrame(index, index, photo, self.path / self.names[index], fault=fault)
+        super().__init__(paths, (size[0], size[1]))
 
     def result_name(self, index: int) -> str:
         """What a frame's result is called: PNG, with the old suffix before it where two frames would get one name."""

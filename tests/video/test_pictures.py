@@ -15,9 +15,11 @@ from PIL import Image
 from lafr_core.app import cli
 from lafr_core.errors import ClipError
 from lafr_core.images import photos
+from lafr_core.settings import RestoreSettings
 from lafr_core.video import run
-from lafr_core.video.folder import FolderClip
+from lafr_core.video.folder import FolderClip, PictureFiles
 from lafr_core.video.pictures import AnimationClip, is_animation
+from lafr_core.video.restore import survey
 from lafr_core.video.run import restore_clip
 from lafr_core.video.settings import ClipSettings
 
@@ -131,6 +133,33 @@ def test_a_folder_of_frames_is_restored_into_a_folder_of_the_same_names(tmp_path
     assert "take7.png: not an image" in notes and "take8.png: 40x40 pixels where the first frame has 80x64" in notes
     before, after = (photos.read(folder / "take10.png").pixels for folder in (source, result.output))
     assert torch.equal(before[..., :4], after[..., :4]) and not torch.equal(before, after)
+
+
+def test_a_hole_in_a_folder_of_frames_is_no_cut(tmp_path: Path) -> None:
+    """The last sound picture stands in where a file cannot be read, gray where none was yet."""
+    source = fill(tmp_path / "shot")
+    for name in ("take5.png", "take8.png"):
+        (source / name).write_bytes(b"no picture")
+    clip = FolderClip(source)
+    frames = list(clip.frames())
+    assert [bool(frame.fault) for frame in frames] == [k in (0, 3) for k in range(7)]
+    assert torch.equal(frames[3].pixels(), frames[2].pixels()) and not torch.equal(frames[4].pixels(), frames[3].pixels())
+    assert (frames[0].pixels() == 0.5).all()
+    known = survey(clip, MODELS, RestoreSettings(), 0.7)
+    assert [index for index, _ in known.faults] == [0, 3] and not {3, 4} & set(known.cuts)
+
+
+def test_picture_files_are_frames_in_the_order_given_by_any_reader(tmp_path: Path) -> None:
+    source, asked = fill(tmp_path / "shot", 3), []
+
+    def read(path: Path) -> photos.Photo:
+        asked.append(path.name)
+        return photos.read(path)
+
+    files = [source / name for name in ("take7.png", "take5.png", "take6.png")]
+    frames = list(PictureFiles(files, (64, 80), read).frames(1))
+    assert asked == ["take5.png", "take6.png"] and [(frame.index, frame.time) for frame in frames] == [(1, 1), (2, 2)]
+    assert torch.equal(frames[0].pixels(), photos.read(files[1]).pixels) and frames[0].source == files[1]
 
 
 def test_frames_that_differ_in_the_suffix_only_keep_it(tmp_path: Path) -> None:

@@ -127,7 +127,10 @@ def test_files_that_are_no_frames_are_passed_by(webui, parts, folder):
     frame(2).resize((80, 60)).save(folder / "f9.png")
     done = run(webui, folder, steadiness=0.7)
     assert "f5.png" not in done and info(done["f4.png"]).status == "ok"
-    assert "restored alone" in info(done["f9.png"]).note and "another size" in info(done["f9.png"]).note
+    width, height = frame(0).size
+    assert f"restored alone, not as a frame of a clip (f9.png: 80x60 pixels where the first frame has {width}x{height})" in (
+        info(done["f9.png"]).note
+    )
     assert info(done["f8.png"]).status == "ok" and "alone" not in info(done["f8.png"]).note
 
 

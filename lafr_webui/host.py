@@ -5,8 +5,6 @@ needed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -178,26 +176,6 @@ def free_memory() -> None:
     from modules import devices
 
     devices.torch_gc()
-
-
-def trim_memory() -> None:
-    """Give the system what the C library keeps of freed memory, where it can (glibc).
-
-    It keeps that per thread, and a webui answers from ever other threads: each that restored a picture would hold a few hundred
-    megabytes from then on.
-    """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # Windows, macOS, musl
-        return None
-    return trim
 
 
 def report(task: str, error: BaseException) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from lafr_core import heap
 from lafr_core.errors import Cancelled, InputError, LafrError
 from lafr_core.faces import trust
 from lafr_core.images import photos
@@ -63,7 +64,7 @@ def guarded(image: Image.Image, request: Request, work: Callable[[], Result]) ->
         host.report("LAFR", error)
         return Result(image, report("failed", request, note=f"{type(error).__name__} {error}"), error=error)
     finally:
-        host.trim_memory()
+        heap.trim()
 
 
 def _restore_somehow(image: Image.Image, request: Request, reference: Image.Image | None) -> Result:

@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..lafr_core import heap
 from ..lafr_core.errors import InputError
 from ..lafr_core.faces.color import match_color
 from ..lafr_core.faces.grain import match_grain
@@ -72,6 +73,7 @@ class FacePaste(io.ComfyNode):  # type: ignore[misc]
             keep=to_keep(keep, images),
             progress=host_progress(),
         )
+        heap.trim()
         return io.NodeOutput(to_image(pasted, like=original), to_mask(masks))
 
 

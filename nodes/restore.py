@@ -10,6 +10,7 @@ import comfy.model_management as mm
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..lafr_core import heap
 from ..lafr_core.errors import CheckpointError, InputError
 from ..lafr_core.faces.people import meet
 from ..lafr_core.models import prior_note
@@ -182,7 +183,8 @@ def prepared(
 
 
 def told(text: str, models: Models, mask_note: str) -> str:
-    """The report of a run that is over: what became of it and the notes on its models, printed too."""
+    """The report of a run that is over: what became of it and the notes on its models, printed too. Freed memory goes back."""
+    heap.trim()
     model_note = models.prior.note if isinstance(models.prior, HostPrior) else ""
     report = "\n".join(filter(None, (text, prior_note(models), model_note, mask_note)))
     say(report)

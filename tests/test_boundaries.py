@@ -21,7 +21,7 @@ HOSTS |= {"backend", "gradio", "fastapi", "launch", "latent_preview", "ldm"}
 OPTIONAL = {"diffusers", "transformers", "peft", "facexlib", "insightface", "onnxruntime", "accelerate", "skimage", "tqdm"}
 OPTIONAL |= {"torchvision", "yaml", "av"}
 FORBIDDEN = {"cv2", "scipy", "basicsr", "gfpgan", "kornia", "train", "scripts", "lafr_webui", "benchmarks", "tests"}
-GROUND = ("errors", "types", "settings", "geometry", "filters")
+GROUND = ("errors", "types", "settings", "geometry", "filters", "heap")
 """The ground floor, in the order they may import each other: each may use those before it. Every room stands on them."""
 ROOMS = {"store": set(), "faces": {"store"}, "latent": {"store"}, "images": {"store"}}
 """Room -> the other rooms it may enter. faces, latent and images do not know each other: only the pipeline knows the order."""

@@ -502,6 +502,21 @@ def test_no_face_passes_through_every_node(host: hostenv.Host, starter: Any) -> 
     assert image is batch and not changed.any()
 
 
+@pytest.mark.parametrize("node", ["RestoreFaces", "FacePaste"])
+def test_a_finished_run_gives_freed_memory_back(
+    host: hostenv.Host, found: Any, photo: Tensor, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    """A checkpoint that the host has let go of would stay in the C library's heap for good."""
+    trims: list[int] = []
+    monkeypatch.setattr(host.core("heap"), "trim", lambda: trims.append(1))
+    values = {name: default for name, (_, default) in host.core("settings").options().items()}
+    if node == "RestoreFaces":
+        host.nodes.RestoreFaces.execute(torch.full_like(photo, 0.5), 399, reference_weight=1.0, **values)
+    else:
+        host.nodes.FacePaste.execute(photo.repeat(3, 1, 1, 1), found, found.crops.movedim(1, -1), **PASTING)
+    assert trims == [1]
+
+
 def test_the_whole_job_on_a_real_face(host: hostenv.Host, photo: Tensor) -> None:
     values = {name: default for name, (_, default) in host.core("settings").options().items()}
     values["reference_weight"] = 1.0

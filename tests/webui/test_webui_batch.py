@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from webui_fakes import info, photo
 
+from lafr_core import heap
+
 
 def cut_short():
     stream = io.BytesIO()
@@ -79,10 +81,8 @@ def test_interrupt_stops_the_work_of_the_whole_batch(webui, parts):
 
 def test_freed_memory_goes_back_to_the_system_whatever_thread_restored(webui, parts):
     """glibc keeps freed buffers in the arena of the thread that used them: without a trim every new thread holds on to some."""
-    from lafr_webui import host
-
     webui.load()
-    if host._malloc_trim() is None:
+    if heap._malloc_trim() is None:
         pytest.skip("no malloc_trim in this C library")
     plain, process, used, pins = parts.parts.vae.decode, psutil.Process(), [], []
 
@@ -99,18 +99,3 @@ def test_freed_memory_goes_back_to_the_system_whatever_thread_restored(webui, pa
             assert info(pool.submit(webui.run, photo(), {"enable": True}, runner).result()).status == "ok"
             used.append(process.memory_info().rss / 2**20)
     assert used[-1] - used[0] < 64, [round(value) for value in used]
-
-
-@pytest.mark.parametrize("library", [object(), TypeError("no name"), OSError("no library")])
-def test_a_c_library_without_trim(webui, parts, monkeypatch, library):
-    from lafr_webui import host
-
-    def open_library(name):
-        if isinstance(library, Exception):
-            raise library
-        return library
-
-    host._malloc_trim.cache_clear()
-    monkeypatch.setattr(host.ctypes, "CDLL", open_library)
-    assert info(webui.run(photo(), {"enable": True})).status == "ok" and host._malloc_trim() is None
-    host._malloc_trim.cache_clear()

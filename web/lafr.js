@@ -1,5 +1,5 @@
 // Folds our nodes' advanced widgets on the classic canvas, which knows how to hide them but does not mark them by itself
-// (Nodes 2.0 folds them), and gives the compare node's pictures to the host's slider (Nodes 2.0 alone draws it).
+// (Nodes 2.0 folds them itself), and gives the compare node's pictures to the host's slider (Nodes 2.0 alone draws it).
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -14,16 +14,18 @@ function resize(node) {
   node.setDirtyCanvas(true, true);
 }
 
+// The setting may change while the node is open: what depends on it is asked for anew each time.
+const modern = () => !!globalThis.LiteGraph?.vueNodesMode;
+const live = (thing, name, get) => Object.defineProperty(thing, name, { get, set() {}, configurable: true, enumerable: true });
+
 // The host fills the slider of its own compare node only.
 function slide(node) {
   const widget = node.widgets?.find((widget) => widget.name === "compare_view");
   if (!widget) return;
   // What it shows is no input: sent along, it would make the node run again at every click.
   widget.options = { ...widget.options, serialize: false };
-  const modern = globalThis.LiteGraph?.vueNodesMode;
-  widget.hidden = !modern; // else it only says that it wants Nodes 2.0, and the node shows the sheet instead
-  if (!modern) return;
-  node.hideOutputImages = true;
+  live(widget, "hidden", () => !modern()); // else it only says that it wants Nodes 2.0, and the node shows the sheet instead
+  live(node, "hideOutputImages", modern);
   const shown = node.onExecuted;
   node.onExecuted = function (output) {
     shown?.apply(this, arguments);
@@ -45,7 +47,7 @@ app.registerExtension({
   name: "LAFR.FoldedWidgets",
   nodeCreated(node) {
     const definition = node.constructor.nodeData;
-    if (!definition?.name?.startsWith("LAFR_") || globalThis.LiteGraph?.vueNodesMode) return;
+    if (!definition?.name?.startsWith("LAFR_")) return;
     const folded = (node.widgets ?? []).filter((widget) => advanced(definition).includes(widget.name));
     if (!folded.length) return;
     for (const widget of folded) {
@@ -61,6 +63,7 @@ app.registerExtension({
       resize(node);
     }, { serialize: false });
     button.serialize = false;
+    live(button, "hidden", modern);
     resize(node);
   },
 });

@@ -122,20 +122,45 @@ def test_nodes_2_shows_both_photos_under_the_slider_and_the_report_line_by_line(
     async def look() -> None:
         await modern.page.open(json.loads(WORKFLOWS[0].read_text(encoding="utf-8")))
         await runs(modern, shots / f"{shots_name(modern.address)}_nodes2.png")
-        compare = "app.graph._nodes.find(n=>n.type==='LAFR_Compare')"
-        images = await modern.page.run(
-            f"[...document.querySelector(`[data-node-id=\"${{{compare}.id}}\"]`).querySelectorAll('img')]"
-            ".filter(i=>i.naturalWidth===1280).length"
-        )
-        assert images == 2, "before and after, and no sheet beside them"
+        assert await modern.page.run(UNDER_SLIDER) == 2, "before and after, and no sheet beside them"
         lines = await modern.page.run(
-            f"document.querySelector(`[data-node-id=\"${{{compare}.id}}\"]`).innerText.split('\\n').map(l=>l.trim())"
+            f"document.querySelector(`[data-node-id=\"${{{COMPARE}.id}}\"]`).innerText.split('\\n').map(l=>l.trim())"
         )
         assert [line[:15] for line in lines if line.startswith("photo 0")] == [f"photo 0, face {n}" for n in range(4)]
         sent = json.loads(await modern.page.run("(async()=>JSON.stringify((await app.graphToPrompt()).output))()"))
         assert "compare_view" not in next(node for node in sent.values() if node["class_type"] == "LAFR_Compare")["inputs"]
 
     modern.do(look())
+
+
+def test_nodes_2_may_be_switched_on_and_off_while_a_result_is_shown(tab: Visit, shots: Path) -> None:
+    """The compare node shows its sheet on the canvas and its slider in Nodes 2.0, whichever drew it first."""
+
+    async def look(nodes2: bool) -> tuple[bool, int, list[int]]:
+        """Whether the sheet is hidden, photos under the slider, and widgets shown on Restore Faces."""
+        assert await tab.page.nodes2(nodes2) == nodes2
+        await asyncio.sleep(2)
+        await tab.page.screenshot(shots / f"{shots_name(tab.address)}_switched_{'on' if nodes2 else 'off'}.png")
+        hidden = await tab.page.run(f"!!{COMPARE}.hideOutputImages")
+        return hidden, await tab.page.run(UNDER_SLIDER), await tab.page.run(SHOWN_2 if nodes2 else SHOWN)
+
+    switch_on(tab)  # or skip
+    for first in (False, True):
+        tab.do(tab.page.nodes2(first))
+        tab.do(tab.page.open(json.loads(WORKFLOWS[0].read_text(encoding="utf-8"))))
+        tab.do(queue(tab.address, tab.page))
+        for nodes2 in (first, not first, first):
+            hidden, photos, widgets = tab.do(look(nodes2))
+            assert (hidden, photos) == (nodes2, 2 if nodes2 else 0), (first, nodes2)
+            assert all(count <= 6 for count in widgets), (first, nodes2)
+        tab.do(tab.page.run("app.graph.clear()"))
+    tab.do(tab.page.nodes2(False))
+
+
+COMPARE = "app.graph._nodes.find(n=>n.type==='LAFR_Compare')"
+UNDER_SLIDER = f"""[...(document.querySelector(`[data-node-id="${{{COMPARE}.id}}"]`)?.querySelectorAll('img') ?? [])]
+  .filter(i=>i.naturalWidth===1280).length"""
+"""Photos under the compare node's slider; the sheet is of another width."""
 
 
 async def opens(tab: Visit, file: Path, shown: str) -> None:
@@ -164,13 +189,27 @@ def shots_name(address: str) -> str:
     return "ComfyUI-" + str(hostenv.get(address, "/system_stats")["system"]["comfyui_version"])
 
 
-def test_a_nodes_help_page_opens(classic: Visit, shots: Path) -> None:
+@pytest.mark.parametrize("language", ["en", "de", "zh", "ja"])
+def test_a_nodes_help_page_opens_in_the_persons_language(classic: Visit, shots: Path, language: str) -> None:
     async def look() -> None:
+        await classic.page.run(f"app.extensionManager.setting.set('Comfy.Locale', {language!r})")
         await classic.page.open(json.loads(WORKFLOWS[1].read_text(encoding="utf-8")))
-        await help_page(classic.page)
-        await classic.page.screenshot(shots / f"{shots_name(classic.address)}_help.png")
+        await help_page(classic.page, LOOKS_PASTED[language])
+        await classic.page.screenshot(shots / f"{shots_name(classic.address)}_help_{language}.png")
 
-    classic.do(look())
+    try:
+        classic.do(look())
+    finally:
+        classic.do(classic.page.run("app.extensionManager.setting.set('Comfy.Locale', 'en')"))
+
+
+LOOKS_PASTED = {
+    "en": "Looks pasted?",
+    "de": "Sieht es aufgeklebt aus?",
+    "zh": "看起来像贴上去的",
+    "ja": "貼ったように見えるとき",
+}
+"""A heading of Face Paste's help page."""
 
 
 @pytest.mark.parametrize("source", ["MediaPipeFaceLandmarker", "RTDETR_detect", "PrimitiveBoundingBox", "LAFR_DetectFaces"])
@@ -259,11 +298,11 @@ PRESS_HELP = """(()=>{const b=document.querySelector('[data-testid=info-button]'
 PICTURE_SHOWN = "[...document.querySelectorAll('img')].some(i=>i.src.includes('/docs/assets/') && i.naturalWidth>0)"
 
 
-async def help_page(page: browser.Page) -> None:
+async def help_page(page: browser.Page, heading: str) -> None:
     """Select a node and open its help: our page with its picture, not the frontend's generic one."""
     await page.until(SELECT)
     await page.until(PRESS_HELP, seconds=30)
-    await page.until("document.body.innerText.includes('Looks pasted?')", seconds=30)
+    await page.until(f"document.body.innerText.includes({heading!r})", seconds=30)
     await page.until(PICTURE_SHOWN, seconds=30)
 
 

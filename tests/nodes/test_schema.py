@@ -187,6 +187,20 @@ def test_help_pages_explain_every_input_and_output(schemas: dict[str, Any], node
         assert (ROOT / "web" / "docs" / picture).is_file(), picture
 
 
+@pytest.mark.parametrize("node_id", sorted(IDS))
+@pytest.mark.parametrize("language", ["de", "zh", "ja"])
+def test_help_pages_in_other_languages_say_what_the_widgets_say(language: str, node_id: str) -> None:
+    """Their tables are the texts of the locale, so that a page and its node never contradict each other."""
+    page = (ROOT / "web" / "docs" / node_id / f"{language}.md").read_text(encoding="utf-8")
+    entry = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))[node_id]
+    rows = [f"| {one['name']} | {one['tooltip']} |" for part in ("inputs", "outputs") for one in entry.get(part, {}).values()]
+    assert page.startswith(f"# {entry['display_name']}\n\n{entry['description']}\n")
+    assert [line for line in page.splitlines() if line.startswith("| ") and line in rows] == rows
+    # The frontend resolves a page's pictures against docs/, in whatever folder the page lies.
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert (ROOT / "web" / "docs" / picture).is_file(), picture
+
+
 def workflows() -> list[Path]:
     return sorted((ROOT / "workflows").glob("*.json"))
 

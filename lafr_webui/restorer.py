@@ -45,6 +45,7 @@ def restore(image: Image.Image, request: Request, reference: Image.Image | None 
     return guarded(image, request, lambda: _restore_somehow(image, request, reference))
 
 
+@heap.trimmed()
 def guarded(image: Image.Image, request: Request, work: Callable[[], Result]) -> Result:
     """What ``work`` gives, or where it raises the unchanged ``image`` and a report that says why."""
     try:
@@ -63,8 +64,6 @@ def guarded(image: Image.Image, request: Request, work: Callable[[], Result]) ->
     except Exception as error:  # an image decoder or a host hook can raise anything
         host.report("LAFR", error)
         return Result(image, report("failed", request, note=f"{type(error).__name__} {error}"), error=error)
-    finally:
-        heap.trim()
 
 
 def _restore_somehow(image: Image.Image, request: Request, reference: Image.Image | None) -> Result:

@@ -10,6 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..lafr_core import heap
 from ..lafr_core.pipeline import RestoredBatch
 from ..lafr_core.settings import options
 from ..lafr_core.types import Face
@@ -66,6 +67,7 @@ class RestoreClip(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
+    @heap.trimmed()
     def execute(
         cls,
         image: Tensor,

@@ -47,6 +47,7 @@ class FacePaste(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
+    @heap.trimmed()
     def execute(cls, original: Tensor, faces: FaceSet, restored: Tensor, keep: Tensor | None = None, **options: Any) -> Any:
         settings = RestoreSettings(**options)
         images = to_images(original)
@@ -73,7 +74,6 @@ class FacePaste(io.ComfyNode):  # type: ignore[misc]
             keep=to_keep(keep, images),
             progress=host_progress(),
         )
-        heap.trim()
         return io.NodeOutput(to_image(pasted, like=original), to_mask(masks))
 
 

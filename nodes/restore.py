@@ -143,6 +143,7 @@ class RestoreFaces(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
+    @heap.trimmed()
     def execute(
         cls,
         image: Tensor,
@@ -183,8 +184,7 @@ def prepared(
 
 
 def told(text: str, models: Models, mask_note: str) -> str:
-    """The report of a run that is over: what became of it and the notes on its models, printed too. Freed memory goes back."""
-    heap.trim()
+    """The report of a run that is over: what became of it and the notes on its models, printed too."""
     model_note = models.prior.note if isinstance(models.prior, HostPrior) else ""
     report = "\n".join(filter(None, (text, prior_note(models), model_note, mask_note)))
     say(report)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..lafr_core import heap
 from ..lafr_core.errors import InputError
 from ..lafr_core.latent.sd_prior import CONTEXT_FILE, load_context
 from .faces import FaceSet
@@ -130,6 +131,7 @@ class IdentitySampler(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
+    @heap.trimmed()
     def execute(
         cls,
         model: Any,

@@ -11,6 +11,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import InputImpl, io
 
+from ..lafr_core import heap
 from ..lafr_core.settings import RestoreSettings
 from ..lafr_core.types import Models, Progress
 from ..lafr_core.video.batch import restore_batch
@@ -47,6 +48,7 @@ class RestoreVideo(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
+    @heap.trimmed()
     def execute(
         cls,
         video: Any,

@@ -515,6 +515,9 @@ def test_a_finished_run_gives_freed_memory_back(
     else:
         host.nodes.FacePaste.execute(photo.repeat(3, 1, 1, 1), found, found.crops.movedim(1, -1), **PASTING)
     assert trims == [1]
+    with pytest.raises(TypeError):
+        getattr(host.nodes, node).execute(None)
+    assert trims == [1, 1]
 
 
 def test_the_whole_job_on_a_real_face(host: hostenv.Host, photo: Tensor) -> None:

@@ -152,7 +152,7 @@ def test_nodes_2_may_be_switched_on_and_off_while_a_result_is_shown(tab: Visit, 
         for nodes2 in (first, not first, first):
             hidden, photos, widgets = tab.do(look(nodes2))
             assert (hidden, photos) == (nodes2, 2 if nodes2 else 0), (first, nodes2)
-            assert all(count <= 6 for count in widgets), (first, nodes2)
+            assert all(count <= 6 + 1 for count in widgets), (first, nodes2)  # and the report's text
         tab.do(tab.page.run("app.graph.clear()"))
     tab.do(tab.page.nodes2(False))
 
@@ -189,7 +189,7 @@ def shots_name(address: str) -> str:
     return "ComfyUI-" + str(hostenv.get(address, "/system_stats")["system"]["comfyui_version"])
 
 
-@pytest.mark.parametrize("language", ["en", "de", "zh", "ja"])
+@pytest.mark.parametrize("language", ["en", "zh", "ja"])
 def test_a_nodes_help_page_opens_in_the_persons_language(classic: Visit, shots: Path, language: str) -> None:
     async def look() -> None:
         await classic.page.run(f"app.extensionManager.setting.set('Comfy.Locale', {language!r})")
@@ -205,7 +205,6 @@ def test_a_nodes_help_page_opens_in_the_persons_language(classic: Visit, shots: 
 
 LOOKS_PASTED = {
     "en": "Looks pasted?",
-    "de": "Sieht es aufgeklebt aus?",
     "zh": "看起来像贴上去的",
     "ja": "貼ったように見えるとき",
 }

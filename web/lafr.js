@@ -61,9 +61,8 @@ app.registerExtension({
       node.showAdvanced = !node.showAdvanced;
       button.name = button.label = label();
       resize(node);
-    }, { serialize: false });
+    }, { serialize: false, canvasOnly: true });
     button.serialize = false;
-    live(button, "hidden", modern);
     resize(node);
   },
 });

@@ -187,7 +187,8 @@ def test_many_prompts_of_all_kinds_neither_fail_nor_grow(address: hostenv.Addres
     """Sizes, faces, no faces, batches, templates and interrupts, as they come.
 
     Like is compared with like: after the first third, no prompt leaves the server with 5 % more than such prompts did before,
-    and no template with 5 % more than in the second round that a long soak makes beforehand: a host opens much at first use.
+    and the last run of a template with no more than 5 % over its earlier ones. A long soak runs all templates twice before that:
+    a host opens much at first use.
     """
     dice = random.Random(0)
     face = Image.open(ROOT / "lafr_core" / "samples" / "portrait.jpg").convert("RGB")
@@ -221,8 +222,8 @@ def test_many_prompts_of_all_kinds_neither_fail_nor_grow(address: hostenv.Addres
     print(f"memory of the server, MiB: {held}; {interrupts} interrupted")
     warm = held["photo"][SOAK // 3 :]
     assert max(warm[len(warm) // 2 :]) <= 1.05 * max(warm[: len(warm) // 2]), held
-    for name, (first, *later) in held.items():
-        assert name == "photo" or all(one <= 1.05 * first for one in later), (name, held)
+    for name, (*earlier, last) in held.items():
+        assert name == "photo" or not earlier or last <= 1.05 * max(earlier), (name, held)
 
 
 def one_face(graph: dict[str, Any]) -> dict[str, Any]:

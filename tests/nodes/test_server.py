@@ -187,7 +187,7 @@ def test_many_prompts_of_all_kinds_neither_fail_nor_grow(address: hostenv.Addres
     """Sizes, faces, no faces, batches, templates and interrupts, as they come.
 
     Like is compared with like: after the first third, no prompt leaves the server with 5 % more than such prompts did before,
-    and the last run of a template with no more than 5 % over its earlier ones. A long soak runs all templates twice before that:
+    and the last run of a template with no more than 5 % over its earlier ones. A long soak runs all templates twice beforehand:
     a host opens much at first use.
     """
     dice = random.Random(0)

@@ -45,6 +45,14 @@ class Data:
     """Degradation: full, mild, medium, severe, mix, or a paper's: gfpgan, codeformer, osediff (train.data.degradation)."""
     flip: float = 0.5
     """Probability of mirroring a picture (stored pairs are mirrored when they are made)."""
+    least: float = 0.0
+    """Leave out pictures with fewer pixels in their file than this for each of the crop: enlarged, they are not sharp."""
+    stretch: float = 0.0
+    """Fresh faces: how unequally the two directions are scaled, at most, as a share; six tenths of it is sheared."""
+    bend: float = 0.0
+    """Fresh faces: standard deviation, in pixels of a 512 crop, of the smooth displacement that gives other proportions."""
+    decoded: bool = False
+    """Fresh faces: keep all photos decoded in memory, shared by the workers. Does not change what is drawn."""
     workers: int = 2
     """Loader processes. Does not change what is drawn."""
     fidelity: float = 0.75
@@ -77,7 +85,9 @@ class Data:
         _require(0 < self.subset <= 1, "data.subset", "a share in (0, 1]", self.subset)
         _require(self.subset_method in ("random", "k-centre"), "data.subset_method", "random or k-centre", self.subset_method)
         _require(self.severity in known, "data.severity", f"one of {', '.join(known)}", self.severity)
-        for key in ("fidelity", "fidelity_share", "second_share", "middle"):
+        for key in ("least", "bend"):
+            _require(getattr(self, key) >= 0, f"data.{key}", "0 or more", getattr(self, key))
+        for key in ("fidelity", "fidelity_share", "second_share", "middle", "stretch"):
             _require(0 <= getattr(self, key) <= 1, f"data.{key}", "a number in [0, 1]", getattr(self, key))
         cells = self.size // 8
         for key in ("window", "second_window", "around"):
@@ -166,6 +176,8 @@ class Stage:
     """Share of the run at the full rate before the cosine decay to ``final`` begins."""
     final: float = 0.02
     """Learning rate at the end, as a share of ``lr``."""
+    falls: str = "cosine"
+    """How the rate falls after ``hold``: cosine, or linear, which is straight towards 0 and stays at ``final``."""
     weight_decay: float = 1e-4
     beta1: float = 0.9
     """AdamW's memory of the gradient."""
@@ -189,6 +201,7 @@ class Stage:
         for key in ("ema", "hold", "beta1"):
             _require(0 <= getattr(self, key) < 1, f"{name}.{key}", "in [0, 1)", getattr(self, key))
         _require(self.precision in ("no", "bf16", "fp16"), f"{name}.precision", "no, bf16 or fp16", self.precision)
+        _require(self.falls in ("cosine", "linear"), f"{name}.falls", "cosine or linear", self.falls)
         known = ("adamw", "adamw8bit", "muon")
         _require(self.optimizer in known, f"{name}.optimizer", "adamw, adamw8bit or muon", self.optimizer)
 
@@ -291,22 +304,36 @@ class Judged(Stage):
     """A stage whose pictures a critic on frozen features judges (train.judges.projected)."""
 
     features: str = "efficientnet-lite0"
-    """The frozen network whose features the critic sees; ``random`` = a small untrained one, for trials without weights."""
+    """The frozen networks whose features the critic sees, separated by semicolons: efficientnet-lite0, efficientnet-lite2;
+    ``random`` = a small untrained one, for trials without weights.
+    """
     weight: float = 0.12
     """Of fooling the critic."""
+    start: int = 0
+    """Steps before the made pictures are asked to fool the critic; it learns from the first."""
+    ramp: int = 0
+    """Steps over which ``weight`` then grows from 0."""
     near: float = 1.0
     """Of the distance between features of the made and of the real picture."""
     pixel: float = 2.0
     head_width: int = 40
     """Channels the features are projected to, at random and fixed."""
+    head_hidden: int = 64
+    """Channels inside a head."""
+    head_layers: int = 1
+    """Convolutions of 3x3 in a head."""
     head_lr: float = 2e-4
     """The critic's own learning rate (Adam, betas 0 and 0.99)."""
 
     def check(self, name: str) -> None:
         super().check(name)
-        known = ("efficientnet-lite0", "random")
-        _require(self.features in known, f"{name}.features", "efficientnet-lite0 or random", self.features)
-        for key in ("weight", "near", "pixel"):
+        known = ("efficientnet-lite0", "efficientnet-lite2", "random")
+        named = self.features.split(";")
+        fine = all(part.strip() in known for part in named)
+        _require(fine, f"{name}.features", f"{', '.join(known[:-1])} or random", self.features)
+        for key in ("head_width", "head_hidden", "head_layers"):
+            _require(getattr(self, key) >= 1, f"{name}.{key}", "1 or more", getattr(self, key))
+        for key in ("weight", "near", "pixel", "start", "ramp"):
             _require(getattr(self, key) >= 0, f"{name}.{key}", "0 or more", getattr(self, key))
 
 
@@ -322,6 +349,31 @@ class CriticStage(Judged):
         super().check(name)
         _require(self.identity_every >= 1, f"{name}.identity_every", "1 or more", self.identity_every)
         _require(self.identity >= 0, f"{name}.identity", "0 or more", self.identity)
+
+
+@dataclass(frozen=True)
+class JointStage(Judged):
+    """Adapter and prior together on fresh faces. ``lr`` is the prior's; section ``loss`` holds the adapter's terms."""
+
+    adapter_lr: float = 3e-4
+    """The adapter's learning rate where ``lr`` is the prior's; it rises and falls alike."""
+    adapter_beta1: float = 0.9
+    adapter_decay: float = 1e-3
+    """The adapter's weight decay."""
+    identity: float = 2.0
+    """Of 1 - cosine between finished and real faces, seen by loss.identity_weights; 0 = off."""
+    latent: float = 1.0
+    """Of the distance between finished and clean latents."""
+    close: float = 0.5
+    """Weight of the close-ups of eyes and mouth beside the whole face, in ``near`` and ``weight``."""
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        _require(self.adapter_lr > 0, f"{name}.adapter_lr", "above 0", self.adapter_lr)
+        _require(0 <= self.adapter_beta1 < 1, f"{name}.adapter_beta1", "in [0, 1)", self.adapter_beta1)
+        for key in ("adapter_decay", "identity", "latent", "close"):
+            _require(getattr(self, key) >= 0, f"{name}.{key}", "0 or more", getattr(self, key))
+        _require(self.optimizer == "adamw", f"{name}.optimizer", "adamw, whose rates the two networks have", self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -554,6 +606,7 @@ class Config:
     confidence: ConfidenceStage = field(default_factory=ConfidenceStage)
     prior: PriorStage = field(default_factory=PriorStage)
     critic: CriticStage = field(default_factory=CriticStage)
+    joint: JointStage = field(default_factory=JointStage)
     decoder: DecoderStage = field(default_factory=DecoderStage)
     diffusion: DiffusionStage = field(default_factory=DiffusionStage)
     families: FamiliesStage = field(default_factory=FamiliesStage)
@@ -578,8 +631,8 @@ class Config:
 
 
 STAGES = (
-    *("pairs", "vae", "thumbnail", "codebook", "adapter", "confidence", "prior", "critic", "decoder", "diffusion"),
-    *("families", "detector", "closeup", "landmarks", "embedder", "presence"),
+    *("pairs", "vae", "thumbnail", "codebook", "adapter", "confidence", "prior", "critic", "joint", "decoder"),
+    *("diffusion", "families", "detector", "closeup", "landmarks", "embedder", "presence"),
 )
 """The sections that describe one stage each."""
 

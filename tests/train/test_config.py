@@ -39,7 +39,7 @@ def test_yaml_round_trip_is_exact(tmp_path: Path) -> None:
         (["--data.severity", "worse"], "one of full, mild, medium, severe, mix, gfpgan, codeformer, osediff, got worse"),
         (["--data.window", "65"], r"data\.window: expected 0 to 64 cells, got 65"),
         (["--data.window", "22", "--data.around", "20"], r"data\.around: expected 0, or data\.window and more, got 20"),
-        (["--critic.features", "vgg"], "efficientnet-lite0 or random, got vgg"),
+        (["--critic.features", "vgg"], "efficientnet-lite0, efficientnet-lite2 or random, got vgg"),
         (["--log.best", "loss"], "one of psnr, ssim, identity, sharpness, landmarks, perceptual, niqe, got loss"),
         (["--adapter.lr", "fast"], r"adapter\.lr: expected a number, got 'fast'"),
         (["--adapter.batch", "1.5"], r"adapter\.batch: expected a whole number, got 1\.5"),

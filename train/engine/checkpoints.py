@@ -32,7 +32,7 @@ def fingerprint(stage: str, config: Config, manifest: str, processes: int = 1) -
     The frozen models count by their content; the number of processes changes which samples a step sees.
     """
     plain = to_mapping(config)
-    places = ("workers", "source", "validation", "pairs", "second_pairs", "held")
+    places = ("workers", "source", "validation", "pairs", "second_pairs", "held", "decoded")
     data = {key: value for key, value in plain["data"].items() if key not in places}
     optimised = {k: v for k, v in plain.get(stage, {}).items() if k not in ("steps", "compile", "tf32")}
     models = {key: value if key == "family" else identity_of(value) for key, value in plain["models"].items()}

@@ -31,7 +31,10 @@ class TrainingError(LafrError):
 
 
 class Task(Protocol):
-    """One stage. ``model`` is what is trained; its parameters without ``requires_grad`` are left alone."""
+    """One stage. ``model`` is what is trained; its parameters without ``requires_grad`` are left alone.
+
+    A task whose parts learn apart also has ``groups()``: groups of parameters (train.engine.optimizers.apart).
+    """
 
     name: str
     model: nn.Module
@@ -142,9 +145,12 @@ class Average:
 
 
 def rate(step: int, stage: Stage) -> float:
-    """Learning rate of optimiser ``step``: linear warm-up, ``hold`` of the run at ``lr``, then a cosine to ``final * lr``."""
+    """Learning rate of optimiser ``step``: linear warm-up, ``hold`` of the run at ``lr``, then down to ``final * lr`` as
+    ``falls`` says.
+    """
     done = max(0.0, step / stage.steps - stage.hold) / (1 - stage.hold)
-    return optimizers.warm_cosine(step, done, stage.lr, stage.warmup, stage.final)
+    falling = optimizers.warm_linear if stage.falls == "linear" else optimizers.warm_cosine
+    return falling(step, done, stage.lr, stage.warmup, stage.final)
 
 
 def train(
@@ -170,7 +176,8 @@ def train(
         write_list(folder / "files.txt", samples.pictures)
     accelerator.wait_for_everyone()
 
-    optimizer = make_optimizer(task.model, stage)
+    groups: Callable[[], list[dict[str, Any]]] | None = getattr(task, "groups", None)
+    optimizer = make_optimizer(task.model, stage, groups() if groups is not None else None)
     trained = torch.compile(task.model) if stage.compile else task.model
     model, optimizer = accelerator.prepare(trained, optimizer)
     average = Average(task.model, stage.ema)
@@ -193,7 +200,7 @@ def train(
     while step < stage.steps:
         task.begin(model, samples, step)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, stage)
+            group["lr"] = rate(step, stage) * group.get("share", 1.0)
         for _ in range(stage.accumulate):
             batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
             with accelerator.accumulate(model):
@@ -203,7 +210,7 @@ def train(
                 diary.add(terms, batch)
                 accelerator.backward(torch.stack(list(terms.values())).sum())
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], stage.clip)
+                    norm = clip(accelerator, optimizer, stage.clip)
                     if accelerator.scaler is None:  # with a scaler an infinite norm is a skipped step, not an error
                         check_finite({"gradient": norm}, step, last)
                 optimizer.step()
@@ -319,8 +326,23 @@ def make_accelerator(stage: Stage, config: Config) -> Any:
     )
 
 
-def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """The stage's optimiser over the parameters that learn; the 8-bit one needs bitsandbytes and says so."""
+def clip(accelerator: Any, optimizer: Any, largest: float) -> Tensor:
+    """Scale gradients down to a norm of ``largest``: groups that learn apart each by itself, all others together. Returns the
+    largest norm that was found.
+    """
+    accelerator.unscale_gradients()
+    together = [p for group in optimizer.param_groups if "share" not in group for p in group["params"]]
+    parts = [group["params"] for group in optimizer.param_groups if "share" in group]
+    norms = [nn.utils.clip_grad_norm_(part, largest) for part in (*parts, together) if part]
+    return torch.stack(norms).max()
+
+
+def make_optimizer(model: nn.Module, stage: Stage, groups: list[dict[str, Any]] | None = None) -> torch.optim.Optimizer:
+    """The stage's optimiser over the parameters that learn, or over ``groups`` of them (train.engine.optimizers.apart) where
+    the task has such; the 8-bit one needs bitsandbytes and says so.
+    """
+    if groups is not None:
+        return torch.optim.AdamW(groups, lr=stage.lr)
     if stage.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit

@@ -121,6 +121,16 @@ def warm_cosine(step: int, done: float, peak: float, warmup: int, final: float =
     return peak * min(1.0, (step + 1) / max(1, warmup)) * (final + (1 - final) * cosine)
 
 
+def warm_linear(step: int, done: float, peak: float, warmup: int, final: float = 0.02) -> float:
+    """The same with a straight line from 1 towards 0 that ends at ``final``."""
+    return peak * min(1.0, (step + 1) / max(1, warmup)) * max(final, 1 - done)
+
+
+def apart(parameters: Iterable[Tensor], share: float, beta1: float, weight_decay: float) -> dict[str, Any]:
+    """A group of AdamW whose rate is ``share`` of the stage's; its gradient is clipped by itself."""
+    return {"params": list(parameters), "share": share, "betas": (beta1, 0.99), "weight_decay": weight_decay}
+
+
 def make(name: str, model: nn.Module, lr: float, weight_decay: float, beta1: float = 0.9) -> torch.optim.Optimizer:
     """``adamw`` or ``muon`` over the parameters of ``model`` that learn. Under Muon, tables (embeddings) stay plain."""
     learning = [p for p in model.parameters() if p.requires_grad]

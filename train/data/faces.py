@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lafr_core.errors import ImageFileError, InputError
+from lafr_core.geometry import CROP_SIZE, scale_of
 from lafr_core.images.degrade import Drawn
 from lafr_core.images.photos import from_pil, to_pil
 from lafr_core.types import Matrix
@@ -217,6 +219,35 @@ def k_centre(features: Tensor, count: int, first: int) -> NDArray[np.int64]:
     return np.asarray(chosen, dtype=np.int64)
 
 
+def large_enough(pictures: Sequence[Picture], data: Data) -> list[Picture]:
+    """The pictures with at least ``data.least`` pixels in their file for each of the crop. Raises InputError if none has."""
+    if not data.least:
+        return list(pictures)
+    kept = [picture for picture in pictures if detail(picture, data.size) >= data.least]
+    log.info("%d of %d pictures have %g pixels in their file for each of the crop", len(kept), len(pictures), data.least)
+    if not kept:
+        raise InputError(
+            f"data.least: none of {len(pictures)} pictures has {data.least} pixels for each of the crop; lower it, or give "
+            "larger ones"
+        )
+    return kept
+
+
+def detail(picture: Picture, size: int) -> float:
+    """Pixels in the picture's file along one pixel of its crop of ``size``; a file that cannot be read counts as large enough,
+    and is refused by name later.
+    """
+    if picture.path is None:
+        return math.inf
+    if picture.matrix is not None:
+        return CROP_SIZE / size / scale_of(picture.matrix)
+    try:
+        with picture.open() as image:
+            return min(image.size) / size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return math.inf
+
+
 def manifest_hash(pictures: Sequence[Picture]) -> str:
     """sha256 over names and sizes of the chosen files: changes when the data does."""
     digest = hashlib.sha256()
@@ -389,6 +420,7 @@ def open_pictures(
     """The pictures of a config, found, chosen and checked, and the names of skipped files. Only the chosen ones are decoded."""
     pictures = find_pictures(data.source if split == "train" else data.validation, split)
     if split == "train":
+        pictures = large_enough(pictures, data)
         pictures = choose(pictures, data.subset, data.subset_seed, data.subset_method, features)
     good, bad = readable(pictures)
     return balanced(good, data.balance if split == "train" else ""), bad

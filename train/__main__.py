@@ -30,6 +30,7 @@ STAGES = {
     "confidence": Stage("tasks.confidence", "the adapter's confidence map: how far its latents are off, where that is known"),
     "prior": Stage("tasks.prior", "stage 3: one step from aligned to restored latents, LoRA or starter prior"),
     "critic": Stage("tasks.critic", "the generative prior: windows drawn under a critic on frozen features"),
+    "joint": Stage("tasks.joint", "adapter and prior together on fresh faces, under critics on whole faces and close-ups"),
     "decoder": Stage("tasks.decoder", "the starter decoder's finish: a critic on pixels, latents as they are"),
     "diffusion": Stage("tasks.diffusion", "a small diffusion prior of SD's interface, over all timesteps"),
     "thumbnail": Stage("tasks.thumbnail", "latents -> small picture: what the identity term looks at"),

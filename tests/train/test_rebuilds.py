@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -65,8 +66,18 @@ def test_adapters(name: str, file: str) -> None:
     same(file, "adapter", parts.new_adapter(made, family(made.models.family).channels))
 
 
+def maker(file: str, kind: str, otherwise: str) -> str:
+    """The config that a shipped file says it was trained by, or ``otherwise`` where it names none."""
+    notes = checkpoint.load(WEIGHTS / f"{file}.safetensors", kind).notes
+    found = re.search(r"train/configs/(\w+)\.yaml", notes.get("training", ""))
+    return found[1] if found else otherwise
+
+
 def test_priors() -> None:
-    same("prior", "prior", parts.new_prior(conf("starter_critic"), 4))
+    same("prior", "prior", parts.new_prior(conf(maker("prior", "prior", "starter_critic")), 4))
+    joint = parts.new_prior(conf("starter_joint"), 4)
+    assert joint.config["widths"] == [96, 160, 256] and joint.config["attention"] and not joint.config["groups"]
+    assert sum(p.numel() for p in joint.parameters()) == 9_154_372
     sharpening = parts.new_prior(conf("starter_prior"), 4)  # the third generation's, which still loads
     assert sharpening.config["widths"] == [32, 64, 96] and sharpening.config["sharpen"] == 0.5
 

@@ -175,6 +175,12 @@ def rebuilt(state: Mapping[str, Any], config: Config, kind: str) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def part(state: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The network called ``name`` of a checkpoint that holds several, as the state of one alone (:func:`rebuilt`)."""
+    own = lambda tensors: {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
+    return {"weights": own(state["weights"]), "average": own(state["average"]), "network": state["network"][name]}
+
+
 def fidelity_parts(network: AdapterNet) -> tuple[nn.Module, ...]:
     """The mapping's layers that act above fidelity 0 only: both gates and the correction of the input."""
     mapping = network.mapping

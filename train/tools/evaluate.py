@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from lafr_core.errors import InputError, LafrError
 from lafr_core.faces.boxes import five
 from lafr_core.geometry import FFHQ_TEMPLATE
+from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.pipeline import restore_crops
 from lafr_core.settings import RestoreSettings
 from lafr_core.store.outputs import Outputs
@@ -40,7 +41,7 @@ from train.config import Config
 from train.data.faces import SUFFIXES, Picture, find_pictures, load_picture, open_faces, readable, to_tensor
 from train.engine.checkpoints import open_checkpoint
 from train.engine.journal import grid
-from train.engine.parts import adapter_from, averaged, lora_prior, rebuilt, vae_of
+from train.engine.parts import adapter_from, averaged, lora_prior, part, rebuilt, vae_of
 from train.judges.metrics import THRESHOLDS, Metric, ntire, open_metrics, to_bytes
 
 log = logging.getLogger("train.evaluate")
@@ -110,8 +111,11 @@ def open_restorer(conf: Config, where: Path, stage: str, settings: RestoreSettin
     """
     vae = vae_of(conf, device)
     adapter = None
+    joint = open_checkpoint(where, "joint") if stage == "joint" else None
     if stage == "adapter":
         adapter = adapter_from(where).to(device)
+    elif joint is not None:
+        adapter = cast(AdapterNet, rebuilt(part(joint[2], "adapter"), joint[1], "adapter")).to(device)
     elif conf.models.adapter != "none":
         adapter = adapter_from(conf.models.adapter or where).to(device)
     prior: nn.Module | None = None
@@ -123,6 +127,8 @@ def open_restorer(conf: Config, where: Path, stage: str, settings: RestoreSettin
         else:
             prior = rebuilt(state, own, "prior").to(device)
         prior.eval()
+    elif joint is not None:
+        prior = rebuilt(part(joint[2], "prior"), joint[1], "prior").to(device)
     aligner = None if adapter is None else TrainedAligner(adapter, vae.spec)
     models = Models(detector=cast(Any, None), vae=vae, aligner=cast(Any, aligner), prior=cast(Any, prior), device=device)
 
@@ -211,7 +217,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m train evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, required=True, help="config.yaml of the run (data.validation, models)")
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder")
-    parser.add_argument("--stage", choices=("adapter", "prior", "critic"), default="prior")
+    parser.add_argument("--stage", choices=("adapter", "prior", "critic", "joint"), default="prior")
     parser.add_argument("--validation", help="another validation folder than the config's")
     parser.add_argument("--layout", choices=("folder", "celeba", "real"), default="folder")
     parser.add_argument("--ntire", choices=tuple(THRESHOLDS), help="the challenge's score, with the gate of this test set")

@@ -3,8 +3,9 @@
     python -m train export --checkpoint runs/sd21 --stage prior --out models/
 
 Writes, from the averaged weights: ``adapter.safetensors`` (stages codebook and adapter), ``prior.safetensors`` (starter
-prior), or for a LoRA ``lafr_lora.safetensors`` (kohya names: ComfyUI, Forge, A1111), ``lafr_lora_diffusers.safetensors``
-(``load_lora_weights``) and the empty prompt's embedding. Metadata say base model, text width, timestep and prediction.
+prior), both (stage joint), or for a LoRA ``lafr_lora.safetensors`` (kohya names: ComfyUI, Forge, A1111),
+``lafr_lora_diffusers.safetensors`` (``load_lora_weights``) and the empty prompt's embedding. Metadata say base model, text
+width, timestep and prediction.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lafr_core.store import checkpoint
 from lafr_core.store.outputs import Outputs
 from train.config import Config
 from train.engine import checkpoints
-from train.engine.parts import averaged, rebuilt
+from train.engine.parts import averaged, part, rebuilt
 
 log = logging.getLogger("train.export")
 LORA_FILES = ("lafr_lora.safetensors", "lafr_lora_diffusers.safetensors", CONTEXT_FILE)
@@ -43,7 +44,11 @@ def export(where: Path, stage: str, out: Path, overwrite: bool = False) -> list[
     path, config, state = checkpoints.open_checkpoint(where, stage)
     notes = notes_of(path, config)
     lora = "context" in state["task"] and stage not in ("codebook", "adapter")
-    names = LORA_FILES if lora else ("adapter.safetensors" if stage in ("codebook", "adapter") else "prior.safetensors",)
+    names: tuple[str, ...] = ("adapter.safetensors" if stage in ("codebook", "adapter") else "prior.safetensors",)
+    if lora:
+        names = LORA_FILES
+    elif stage == "joint":
+        names = ("adapter.safetensors", "prior.safetensors")
     files = [out / name for name in names]
     outputs = Outputs(overwrite=overwrite)
     outputs.check(*files)
@@ -51,6 +56,9 @@ def export(where: Path, stage: str, out: Path, overwrite: bool = False) -> list[
         parts = [stack.enter_context(outputs.writing(file)) for file in files]
         if lora:
             export_lora(parts, config, state, notes)
+        elif stage == "joint":
+            export_adapter(parts[0], config, part(state, "adapter"), notes)
+            export_prior(parts[1], config, part(state, "prior"), notes)
         elif stage in ("codebook", "adapter"):
             export_adapter(parts[0], config, state, notes)
         else:
@@ -121,7 +129,7 @@ def notes_of(path: Path, config: Config) -> dict[str, str]:
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m train export", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder, stage folder or one step_… folder")
-    parser.add_argument("--stage", choices=("codebook", "adapter", "prior", "critic"), required=True)
+    parser.add_argument("--stage", choices=("codebook", "adapter", "prior", "critic", "joint"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     args = parser.parse_args(given)

@@ -13,7 +13,7 @@ The landmark error is the mean distance between the five points RetinaFace-mobil
 original, as a share of the eye distance; pictures on which it finds no face count as misses. Sharpness is the gradient
 energy relative to the original's round trip. Perceptual is the distance to the original in HED's VGG16; the distributions
 are kernel distances of all results to all originals; years is how much older the result looks than its original, for faces
-whose original looks under 35 (benchmarks/judges.py). A rival is another prior behind the same adapter, with a decoder of its
+whose original looks under 35 (benchmarks/judges.py). A rival is another prior, behind an adapter and with a decoder of its
 own where one is given, in the same run.
 """
 
@@ -164,6 +164,8 @@ class Nets:
     rival_detail: float = 1.0
     rival_vae: Vae | None = None
     """Decodes the rival's latents; None = the starter's own."""
+    rival_adapter: Aligner | None = None
+    """Aligns for the rival; None = the starter's own."""
 
 
 @dataclass
@@ -207,7 +209,8 @@ def variants(case: Case, nets: Nets, settings: RestoreSettings) -> dict[str, tup
         "adapter only": (finished(z_al), z_al),
     }
     if nets.rival is not None:
-        z_rival = torch.lerp(z_al, nets.rival(z_al), nets.rival_detail)
+        z_own = z_al if nets.rival_adapter is None else nets.rival_adapter(z_lq, settings.fidelity).latents
+        z_rival = torch.lerp(z_own, nets.rival(z_own), nets.rival_detail)
         made["rival"] = (finished(z_rival, nets.rival_vae or vae), z_rival)
     return made | {"full pipeline": (finished(z), z), "round trip of HQ": (vae.decode(z_hq), z_hq)}
 
@@ -387,6 +390,7 @@ def main() -> None:
     parser.add_argument("--prior", type=Path)
     parser.add_argument("--rival-prior", type=Path, help="another prior, judged beside it")
     parser.add_argument("--rival-vae", type=Path, help="an autoencoder of the same latents that decodes the rival's")
+    parser.add_argument("--rival-adapter", type=Path, help="the adapter that the rival stands behind")
     parser.add_argument("--rival-detail", type=float, default=1.0)
     parser.add_argument(
         "--ages", type=Path, default=Path("../shared/data/faces_london"), help="folder whose faces.csv gives ages"
@@ -404,7 +408,9 @@ def main() -> None:
 
     rival = open_prior(args.rival_prior) if args.rival_prior is not None else None
     decoder = open_vae(args.rival_vae) if args.rival_vae is not None else None
-    nets = Nets(open_vae(args.vae), open_adapter(args.adapter), open_prior(args.prior), rival, args.rival_detail, decoder)
+    aligner = open_adapter(args.rival_adapter) if args.rival_adapter is not None else None
+    own = open_vae(args.vae), open_adapter(args.adapter), open_prior(args.prior)
+    nets = Nets(*own, rival, args.rival_detail, decoder, aligner)
     settings = RestoreSettings(fidelity=args.fidelity, detail=args.detail)
     judges = Judges(
         identity=optional("identity", lambda: DlibIdentity(args.data)),

@@ -128,7 +128,7 @@ class RestoreSettings:
         low=1, high=64, step=1,
     )  # fmt: skip
     detail: float = option(
-        1.0, "Detail",
+        0.85, "Detail",
         "How much of what the prior adds is kept: 0 = only what the photo supports (softer, surest), 1 = all of it (crispest).",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip

@@ -8,9 +8,9 @@ from lafr_core.pipeline import REFERENCE_WEIGHT
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Gentle": {"fidelity": 1.0, "detail": 0.5, "strength": 0.7, "identity": REFERENCE_WEIGHT},
-    "Default": {"fidelity": 0.75, "detail": 1.0, "strength": 1.0, "identity": REFERENCE_WEIGHT},
+    "Default": {"fidelity": 0.75, "detail": 0.85, "strength": 1.0, "identity": REFERENCE_WEIGHT},
     "Strong": {"fidelity": 0.3, "detail": 1.0, "strength": 1.0, "identity": REFERENCE_WEIGHT},
-    "With reference": {"fidelity": 0.5, "detail": 1.0, "strength": 1.0, "identity": REFERENCE_WEIGHT},
+    "With reference": {"fidelity": 0.5, "detail": 0.85, "strength": 1.0, "identity": REFERENCE_WEIGHT},
 }
 """Button -> values of settings. Every preset sets the same ones, so that the last button pressed is what counts."""
 

@@ -409,8 +409,8 @@ def main() -> None:
     rival = open_prior(args.rival_prior) if args.rival_prior is not None else None
     decoder = open_vae(args.rival_vae) if args.rival_vae is not None else None
     aligner = open_adapter(args.rival_adapter) if args.rival_adapter is not None else None
-    own = open_vae(args.vae), open_adapter(args.adapter), open_prior(args.prior)
-    nets = Nets(*own, rival, args.rival_detail, decoder, aligner)
+    vae, adapter, prior = open_vae(args.vae), open_adapter(args.adapter), open_prior(args.prior)
+    nets = Nets(vae, adapter, prior, rival, args.rival_detail, decoder, aligner)
     settings = RestoreSettings(fidelity=args.fidelity, detail=args.detail)
     judges = Judges(
         identity=optional("identity", lambda: DlibIdentity(args.data)),

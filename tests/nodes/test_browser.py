@@ -300,8 +300,13 @@ PICTURE_SHOWN = "[...document.querySelectorAll('img')].some(i=>i.src.includes('/
 async def help_page(page: browser.Page, heading: str) -> None:
     """Select a node and open its help: our page with its picture, not the frontend's generic one."""
     await page.until(SELECT)
+    shown = f"document.body.innerText.includes({heading!r})"
     await page.until(PRESS_HELP, seconds=30)
-    await page.until(f"document.body.innerText.includes({heading!r})", seconds=30)
+    try:
+        await page.until(shown, seconds=30)
+    except AssertionError:  # older frontends' button closes a page that is open
+        await page.until(PRESS_HELP, seconds=30)
+        await page.until(shown, seconds=30)
     await page.until(PICTURE_SHOWN, seconds=30)
 
 

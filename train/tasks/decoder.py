@@ -1,19 +1,25 @@
-"""The starter decoder's finish: a critic on frozen features says what a decoded patch lacks beside the photo.
+"""The starter decoder's finish: a critic on frozen features says what a decoded face lacks beside the photo.
 
-    C="--config train/configs/starter_decoder.yaml --data.pairs runs/decoder_pairs"
-    python -m train pairs   $C --data.source FACES --models.vae TAESD
-    python -m train decoder $C --models.vae TAESD
+    C="--config train/configs/starter_decoder.yaml"
+    python -m train decoder $C --data.source "FACES;FACES_LONDON" --models.second_vae TAESD
 
-Only the decoder learns; the latents stay as they are, so everything that was trained on them fits as before. Patches are
-decoded from clean latents, the starter encoder's and the teacher's, and from degraded ones that the adapter aligned: on those,
+draws faces anew for every sample. Patches of stored pairs (pairs.beside and pairs.aligned true) cost no encoder:
+
+    C="$C --data.pairs runs/decoder_pairs --data.window 16 --data.around 20 --models.vae TAESD"
+    python -m train pairs   $C --data.source FACES --pairs.beside true --pairs.aligned true
+    python -m train decoder $C
+
+Only the decoder learns; the latents stay as they are, so everything that was trained on them fits as before. It decodes clean
+latents, the starter encoder's and the teacher's, and degraded ones that the adapter aligned and a prior finished: on those,
 smoother than any photo's, a decoder that has seen only clean ones draws a grid. The critic (train.judges.projected) sees each
-beside what the decoder made of it before. The last step's averaged weights become ``vae.safetensors`` beside the
-checkpoints, the encoder in it unchanged.
+beside what the decoder made of it before. The last step's averaged weights become ``vae.safetensors`` beside the checkpoints,
+the encoder in it unchanged.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,17 +30,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lafr_core.errors import InputError
+from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.networks.vae import StarterVaeNet
 from lafr_core.store import assets, checkpoint
-from train.config import Config
-from train.data.faces import Picture, locate
+from train.config import Config, Data, DecoderStage
+from train.data.faces import Picture, Samples, locate, open_pictures
+from train.data.fresh import Fresh
 from train.data.pairs import FACTOR, Shards, corner
 from train.data.windows import inner
 from train.engine import checkpoints
 from train.engine.loop import NetworkTask, train
-from train.engine.parts import averaged, left_beside
+from train.engine.parts import adapter_for_prior, averaged, left_beside, named_vae
 from train.engine.run import Collectives, collectives, command, join_processes
 from train.judges.projected import ProjectedCritic, asked, window_box
+from train.judges.views import look, view_box
 from train.precision import channels_last
 from train.tasks.vae import pixel_loss
 
@@ -78,22 +87,63 @@ class Patches:
 
     @staticmethod
     def view(g: np.random.Generator) -> Tensor:
-        """(3,): pixels down and to the right, and how near, for :func:`look`."""
+        """(3,): pixels down and to the right, 0 to 8, and how near, 1 or 2, for train.judges.views.look."""
         return torch.tensor([*g.integers(0, FACTOR + 1, 2).tolist(), int(g.integers(1, 3))])
 
 
-def look(pixels: Tensor, views: Tensor) -> Tensor:
-    """What the critic is shown of (B, 3, s, s): each moved by its view's 0 to 8 pixels, and once or twice as near.
+CLEAN, SECOND, ALIGNED, FINISHED = range(4)
+"""What a fresh face's latents are: the clean face's, the same by the second autoencoder, what the adapter makes of the degraded
+one's, and what the prior makes of those."""
 
-    (B, 3, s - 8, s - 8). A network that looks in steps of four pixels, always at the same ones, is blind to a grid of four
-    pixels, and a decoder that ends in a pixel shuffle soon draws one.
+
+def own_draws(data: Data, stage: DecoderStage, second: float, generator: np.random.Generator) -> dict[str, Tensor]:
+    """``kind``: one of the four, ``second`` being the share of its own; ``view`` of half a face's side, anywhere in it, at one
+    or two times the size.
     """
-    side = pixels.shape[-1] - FACTOR
-    seen = []
-    for picture, (top, left, near_by) in zip(pixels, views.tolist(), strict=True):
-        part = picture[None, :, top : top + side // near_by, left : left + side // near_by]
-        seen.append(F.interpolate(part, size=(side, side), mode="bilinear") if near_by > 1 else part)
-    return torch.cat(seen)
+    u, v = generator.random(2)
+    kind = SECOND if u < second else CLEAN
+    if second <= u < second + stage.restored:
+        kind = FINISHED if v < stage.finished else ALIGNED
+    near = int(generator.integers(1, 3))
+    top, left = (float(n) for n in generator.integers(0, data.size - data.size // 2 // near + 1, 2))
+    return {"kind": torch.tensor(kind), "view": torch.tensor([top, left, float(near)])}
+
+
+class Sources:
+    """Frozen networks that make a fresh face's latents of every kind."""
+
+    def __init__(self, config: Config, encoder: nn.Module, device: torch.device) -> None:
+        stage, second = config.decoder, config.models.second_vae
+        self.encoder = encoder
+        self.second = named_vae(second, config.models.family, device) if second else None
+        self.adapter = adapter_for_prior(config) if stage.restored > 0 else None
+        if stage.restored > 0 and self.adapter is None:
+            raise InputError("decoder.restored: needs an adapter, got models.adapter none; give one, or set it to 0")
+        self.prior: nn.Module | None = None
+        if stage.restored > 0 and stage.finished > 0:
+            path = Path(stage.prior) if stage.prior else assets.bundled("prior")
+            self.prior = checkpoint.open_network(path, "prior", PriorNet)
+        for network in (self.adapter, self.prior):
+            if network is not None:
+                network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, C, h, w), each of its ``kind``."""
+        kind = batch["kind"]
+        degraded = (kind >= ALIGNED).view(-1, 1, 1, 1)
+        z = self.encoder(channels_last(torch.where(degraded, batch["lq"], batch["hq"]))).float()
+        rows = torch.nonzero(kind == SECOND)[:, 0]
+        if len(rows) and self.second is not None:
+            z = z.index_copy(0, rows, self.second.encode(batch["hq"][rows]).to(z))
+        rows = torch.nonzero(kind >= ALIGNED)[:, 0]
+        if len(rows) and self.adapter is not None:
+            fidelity = batch["fidelity"][rows].view(-1, 1, 1, 1)
+            z = z.index_copy(0, rows, self.adapter(channels_last(z[rows]), fidelity).latents.to(z))
+        rows = torch.nonzero(kind == FINISHED)[:, 0]
+        if len(rows) and self.prior is not None:
+            z = z.index_copy(0, rows, self.prior(channels_last(z[rows])).to(z))
+        return z
 
 
 def lattice(made: Tensor, real: Tensor) -> Tensor:
@@ -113,12 +163,13 @@ class DecoderTask(NetworkTask):
 
     def __init__(self, config: Config, device: torch.device, together: Collectives, features: nn.Module | None = None) -> None:
         data = config.data
-        if not data.pairs or not data.window or data.around < data.window:
-            raise InputError("decoder: learns from windows of stored pairs; set data.pairs, data.window and data.around")
+        if data.pairs and (not data.window or data.around < data.window):
+            raise InputError("decoder: learns from windows of stored pairs; set data.window and data.around beside data.pairs")
         self.config, self.stage = config, config.decoder
         path = Path(config.models.init) if config.models.init else assets.bundled("vae")
         self.whole = checkpoint.open_network(path, "vae", StarterVaeNet).to(device)
         self.before = copy.deepcopy(self.whole.decoder).requires_grad_(False)
+        self.sources = None if data.pairs else Sources(config, self.whole.encoder, device)
         super().__init__(self.whole.decoder.requires_grad_(True))
         self.step = 0
         self.critic = ProjectedCritic(self.stage, config.seed + 1, device, together, features)
@@ -127,27 +178,31 @@ class DecoderTask(NetworkTask):
         self.step = step
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        stage, side = self.stage, self.config.data.window * FACTOR
-        latents, real, places = (
-            channels_last(batch["latents"]),
-            channels_last(batch["pixels"]),
-            window_box(batch["corner"], self.config.data.window, self.config.data.size // FACTOR),
-        )
-        show = lambda pixels: channels_last(look(pixels, batch["view"]))
+        stage, data, view = self.stage, self.config.data, batch["view"]
+        if self.sources is None:
+            latents, real, side = batch["latents"], batch["pixels"], data.window * FACTOR
+            extent, boxes = side - FACTOR, window_box(batch["corner"], data.window, data.size // FACTOR)
+        else:
+            latents, real, side = self.sources.latents(batch), batch["hq"], data.size
+            extent, boxes = side // 2, view_box(view, side // 2, side)
+        latents, real = channels_last(latents), channels_last(real)
+        show = lambda pixels: look(pixels, view, extent)
         made = inner(model(latents), side)
         with torch.no_grad():
             given = inner(self.before(latents), side)
         seen = self.critic.seen(show(real), show(given))
         maps = self.critic.features(show(made))
-        self.critic.learn(maps, seen, places)
+        self.critic.learn(maps, seen, boxes)
         self.decibel = (
             (made.detach().float().clamp(0, 1) - real).square().mean() / (given.float().clamp(0, 1) - real).square().mean()
         ).log10() * -10
+        ours, theirs = (F.avg_pool2d(x, FACTOR) for x in (made.float(), real))
         return {
             "pixel": stage.pixel * pixel_loss(made.float(), real),
+            "coarse": stage.coarse * F.l1_loss(ours, theirs),
             "lattice": stage.lattice * lattice(made.float(), real),
             "near": stage.near * self.critic.near(maps, seen),
-            "fool": asked(stage, self.step) * self.critic.fooled(maps, seen, places),
+            "fool": asked(stage, self.step) * self.critic.fooled(maps, seen, boxes),
         }
 
     def finish(self) -> Mapping[str, float | Tensor]:
@@ -169,11 +224,20 @@ def blended(before: nn.Module, learned: Mapping[str, Tensor], share: float) -> d
     return {name: torch.lerp(value, learned[name].to(value), share) for name, value in before.state_dict().items()}
 
 
+def samples_of(config: Config) -> Samples:
+    """Patches of stored pairs, or the faces of the config's source drawn anew."""
+    if config.data.pairs:
+        return Patches(config)
+    share = config.data.second_share if config.models.second_vae else 0.0
+    own = functools.partial(own_draws, config.data, config.decoder, share)
+    return Fresh(open_pictures(config.data)[0], config, own)
+
+
 def run(config: Config) -> Path:
     """Finish the decoder and write the autoencoder beside its checkpoints; returns the file."""
     device = join_processes()
     task = DecoderTask(config, device, collectives())
-    last = train(task, config.decoder, config, Patches(config))
+    last = train(task, config.decoder, config, samples_of(config))
     task.load_weights(blended(task.before, averaged(checkpoints.load_state(last)), config.decoder.blend))
     return left_beside(last, "vae", task.whole, config, config.decoder)
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 from train_tiny import settings
 
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.store import checkpoint
 from train import config
 from train.data import pairs
 from train.engine import checkpoints, run
-from train.tasks import codebook, critic, diffusion
+from train.tasks import codebook, critic, diffusion, joint
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-4
@@ -126,6 +128,31 @@ def test_two_processes_on_stored_pairs_equal_one_with_twice_the_batch(tmp_path: 
     assert len(curves[0]) == 3
     tolerance = TOLERANCE if stage == "diffusion" else 5e-2
     torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=tolerance, atol=1e-3)
+
+
+def test_two_processes_train_adapter_and_prior_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Two networks at rates of their own, clipped apart, under critics whose gradients are averaged."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = AdapterNet(width=8, coarse=16, deep=16, code_width=16, entries=16, depth=1, grid=8)
+    checkpoint.save(tmp_path / "adapter.safetensors", "adapter", small, small.config)
+    common = {
+        "models.adapter": tmp_path / "adapter.safetensors", "joint.features": "random;random", "joint.identity": 0,
+        "joint.steps": 3, "joint.batch": 4, "joint.warmup": 1, "loss.code": 0, "loss.stay": 0, "log.every": 1,
+        "log.save_every": 3,
+    }  # fmt: skip
+    one, two = settings(tmp_path, "one", **common), settings(tmp_path, "two", **{**common, "joint.batch": 2})
+    joint.run(one)
+    file = tmp_path / "two.yaml"
+    file.write_text(config.dump(two))
+    assert "process 2 of 2" in launch("-m", "train", "joint", "--config", str(file))
+    names = ("aligned_latent", "aligned_pixel", "aligned_commitment", "latent", "pixel", "near", "fool")
+    curves = [_columns(Path(conf.log.out) / "joint" / "log.csv", names) for conf in (one, two)]
+    assert len(curves[0]) == 3
+    torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=2e-2, atol=1e-3)
+    ends = [checkpoints.load_state(Path(conf.log.out) / "joint" / "step_00000003")["weights"] for conf in (one, two)]
+    for name in ("adapter.extractor.stem.weight", "prior.out.weight"):
+        torch.testing.assert_close(ends[1][name], ends[0][name], rtol=0, atol=5e-5)
 
 
 def _columns(path: Path, names: tuple[str, ...]) -> list[list[float]]:

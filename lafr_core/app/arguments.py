@@ -49,6 +49,10 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
+TAKEN = "--overwrite replaces it, or choose another -o"
+"""What to do where a file is there already."""
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already (an input never is)")
 

@@ -26,6 +26,7 @@ from ..settings import RestoreSettings
 from ..store.outputs import Outputs
 from ..types import Box, Detector, Face, Models
 from . import gallery, report
+from .arguments import TAKEN
 from .jobs import Job
 from .journal import Entry, Journal, absolute
 from .output import Style, copy
@@ -273,9 +274,7 @@ def _outputs(run: Run) -> Outputs:
         return run.resume and mine
 
     sources = {absolute(job.output): absolute(job.source) for job in run.jobs}
-    hint = "--overwrite replaces it, or choose another -o"
-    if not run.resume:
-        hint = f"--resume goes on where an earlier run stopped, {hint}"
+    hint = TAKEN if run.resume else f"--resume goes on where an earlier run stopped, {TAKEN}"
     return Outputs([job.source for job in run.jobs], overwrite=run.overwrite, ours=ours, hint=hint)
 
 

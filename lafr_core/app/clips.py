@@ -24,9 +24,9 @@ from ..types import Models, Progress
 from ..video.clips import SUFFIXES
 from ..video.folder import FolderClip
 from ..video.pictures import is_animation
-from ..video.run import ClipResult, Team, restore_clip
+from ..video.run import ClipResult, Team, partial_of, restore_clip
 from ..video.settings import ClipSettings
-from .arguments import Commands, lent, models_of, references_of
+from .arguments import TAKEN, Commands, lent, models_of, references_of
 from .jobs import albums, fixed_part, folded
 from .journal import Journal, absolute
 from .processes import join
@@ -210,12 +210,14 @@ def _one(
         with _bar(path, shown) as progress:
             result = restore_clip(
                 path, out, models, settings, how,
-                resume=args.resume, overwrite=args.overwrite, references=references,
+                resume=args.resume, overwrite=args.overwrite, hint=TAKEN, references=references,
                 signature=signature, team=team, progress=progress, seal=seal,
             )  # fmt: skip
     except KeyboardInterrupt:
         if shown:
-            say(f"lafr: {path}: stopped; what is done plays as {out}.partial.*, the same command with --resume goes on")
+            partial = partial_of(out)
+            plays = f"; what is done plays as {partial}" if partial is not None else ""
+            say(f"lafr: {path}: stopped{plays}; the same command with --resume goes on")
         raise
     if shown:
         for line in lines(path, result):

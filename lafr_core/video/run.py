@@ -6,6 +6,7 @@ is done; after a stop it stays, with a playable file of what is done so far, unt
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import json
@@ -83,6 +84,8 @@ class ClipResult:
     notes: tuple[str, ...] = ()
 
 
+MARK = "partial"
+"""File in the hidden folder that says that the partial result is ours."""
 Sealed = Callable[[Path, Path, Path, ClipResult], None]
 """(source, the written file, the name that it is about to get, what became of the clip): the last word before it has that
 name. Of a folder of frames it is called for each."""
@@ -97,6 +100,7 @@ def restore_clip(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    hint: str = "choose another name or pass overwrite=True",
     references: References = NO_REFERENCES,
     signature: Mapping[str, Any] | None = None,
     team: Team | None = None,
@@ -110,14 +114,14 @@ def restore_clip(
     (KeyboardInterrupt, or Cancelled from ``progress``) leaves ``OUT.partial.SUFFIX``, playable, and with ``resume`` the next
     call goes on at the last whole segment; where the source, a setting or ``signature`` (JSON that tells models and
     references apart) has changed it begins anew. Raises ClipError, InputError where a file is there already and
-    ``overwrite`` is False.
+    ``overwrite`` is False; ``hint`` is what to do then.
     """
     settings, how = settings or RestoreSettings(), clip_settings or ClipSettings()
     team = team or Team()
     clip, target = open_source(source, how)
     out = out.with_name(out.name + target.suffix)
     if not overwrite and (out.exists() or out.is_symlink()):
-        raise InputError(f"{out}: a file is there already; choose another name or pass overwrite=True")
+        raise InputError(f"{out}: a file is there already; {hint}")
     work = _Work.open(out, target.suffix, clip, settings, how, signature, resume, team)
     waits = _Waits(team, 3)
 
@@ -140,6 +144,16 @@ def restore_clip(
         if isinstance(error, Exception):  # the others wait for this process, whatever became of its part
             waits.rest()
         raise
+
+
+def partial_of(out: Path) -> Path | None:
+    """What a stop left to play of the clip that was to be ``out`` (without its suffix), or None where nothing was done or a
+    person's own file has the name."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}*.lafr"):
+        suffix = folder.name[1 + len(out.name) : -len(".lafr")]
+        if Path(f"x{suffix}").stem == "x" and (folder / MARK).is_file():  # not another clip's whose name begins alike
+            return out.with_name(f"{out.name}.partial{suffix}")
+    return None
 
 
 @dataclass
@@ -334,7 +348,7 @@ class _Work:
 
     @property
     def _mark(self) -> Path:
-        return self.folder / "partial"
+        return self.folder / MARK
 
     def _partial_is_ours(self) -> bool:
         """Whether what lies under the partial result's name was made here: a person's file of that name stays as it is."""

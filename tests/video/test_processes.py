@@ -72,6 +72,7 @@ def test_ctrl_c_leaves_a_clip_that_plays_and_the_same_command_goes_on(make_clip:
     _, said = process.communicate(timeout=200)
     assert process.returncode == 130 and "--resume goes on" in said, said
     partial = tmp_path / "out" / "a.partial.mkv"
+    assert f"plays as {partial};" in said
     assert 10 <= len(frames(partial)) < 40 and not (tmp_path / "out" / "a.mkv").exists()
     again = run([*arguments, "--resume"])
     assert again.returncode == 0, again.stderr

@@ -16,7 +16,7 @@ from lafr_core.errors import ClipError, InputError, SettingsError
 from lafr_core.settings import RestoreSettings
 from lafr_core.video import run
 from lafr_core.video.clips import FileClip
-from lafr_core.video.run import ClipResult, Team, restore_clip
+from lafr_core.video.run import ClipResult, Team, partial_of, restore_clip
 from lafr_core.video.settings import ClipSettings
 
 LOSSLESS = ClipSettings(codec="ffv1", steadiness=0.3)
@@ -61,6 +61,7 @@ def test_a_stop_leaves_a_clip_that_plays_and_resuming_gives_the_same_as_no_stop(
         restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, progress=stop)
     partial = tmp_path / "out.partial.mkv"
     assert len(frames(partial)) == 12 and not (tmp_path / "out.mkv").exists()
+    assert partial_of(tmp_path / "out") == partial and partial_of(tmp_path / "ou") is None
     seen: list[tuple[str, int]] = []
     again = restore_clip(
         source, tmp_path / "out", MODELS, None, LOSSLESS, resume=True, progress=lambda s, d, t: seen.append((s, d))
@@ -80,7 +81,7 @@ def test_a_persons_file_under_the_partial_results_name_stays(make_clip: MakeClip
 
     with pytest.raises(KeyboardInterrupt):
         restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, progress=stop)
-    assert theirs.read_bytes() == b"mine"
+    assert theirs.read_bytes() == b"mine" and partial_of(tmp_path / "out") is None
     restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, resume=True)
     assert theirs.read_bytes() == b"mine" and (tmp_path / "out.mkv").is_file()
 
@@ -173,4 +174,7 @@ def test_the_command_line_restores_clips_beside_photos(
     assert main([*arguments[:2], *arguments[3:], "--resume"]) == 0
     assert "done already" in capsys.readouterr().err
     assert main([*arguments[:2], *arguments[3:]]) == 2  # refused before any work
-    assert "a file is there already" in capsys.readouterr().err
+    assert "r.json: a file is there already" in capsys.readouterr().err
+    at = arguments.index("--report")
+    assert main([*arguments[:2], *arguments[3:at], *arguments[at + 2 :]]) == 1
+    assert "a.mp4: a file is there already; --overwrite replaces it, or choose another -o" in capsys.readouterr().err

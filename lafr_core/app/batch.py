@@ -224,15 +224,20 @@ def conduct(run: Run, processes: Processes, open_detector: Callable[[], Detector
     return 0
 
 
+def check(run: Run) -> list[Job]:
+    """The jobs that :func:`carry_out` would do. Raises InputError where it would refuse."""
+    todo = [job for job in run.jobs if not (run.resume and _earlier(run, job) is not None)]
+    reports = [path for path in (run.report, run.gallery) if path is not None]
+    _outputs(run).check(*(job.output for job in todo if _can_be_tried(job)), *reports)
+    return todo
+
+
 def rehearse(run: Run, open_detector: Callable[[], Detector]) -> Iterator[str]:
     """What :func:`carry_out` would do with each input, a line each, with the number of faces. Writes nothing.
 
     Raises InputError where it would refuse.
     """
-    outputs = _outputs(run)
-    todo = [job for job in run.jobs if not (run.resume and _earlier(run, job) is not None)]
-    reports = [path for path in (run.report, run.gallery) if path is not None]
-    outputs.check(*(job.output for job in todo if _can_be_tried(job)), *reports)
+    todo = check(run)
     detector = open_detector() if any(map(_can_be_tried, todo)) else None
     waiting = set(todo)
     for job in run.jobs:

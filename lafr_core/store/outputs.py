@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, LafrError
 from .atomic import temporary_name
 
 
@@ -64,6 +64,8 @@ class Outputs:
             else:
                 raise InputError(f"{path}: somebody has changed this file meanwhile; {self.hint}")
             self._made.add(_spelling(path))
+        except LafrError as error:  # people know the file by its name, not by the temporary one
+            raise type(error)(str(error).replace(str(temporary), str(path))) from error
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -243,7 +243,8 @@ def test_a_full_disk_fails_the_photo_and_leaves_nothing_half(
     (tmp_path / "a.jpg").write_bytes(picture())
     monkeypatch.setattr(Image.Image, "save", full)
     assert run("restore", tmp_path / "a.jpg", "-o", tmp_path / "out") == 1
-    assert "cannot be written (No space left on device)" in capfd.readouterr().err
+    result = tmp_path / "out" / "a.png"
+    assert f"{result}: cannot be written (No space left on device)" in capfd.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from clip_files import MakeClip
 from fakes import face_at, parts
+from PIL import Image
 
 from lafr_core.errors import ClipError, InputError, SettingsError
 from lafr_core.settings import RestoreSettings
@@ -178,3 +179,17 @@ def test_the_command_line_restores_clips_beside_photos(
     at = arguments.index("--report")
     assert main([*arguments[:2], *arguments[3:at], *arguments[at + 2 :]]) == 1
     assert "a.mp4: a file is there already; --overwrite replaces it, or choose another -o" in capsys.readouterr().err
+
+
+def test_photos_that_would_be_refused_are_refused_before_clips_are_restored(
+    make_clip: MakeClip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lafr_core.app.cli import main
+
+    source, photo, out = make_clip("a.mp4", 6), tmp_path / "b.jpg", tmp_path / "out"
+    Image.new("RGB", (64, 48)).save(photo)
+    out.mkdir()
+    (out / "b.png").write_bytes(b"mine")
+    assert main(["restore", str(source), str(photo), "-o", str(out), "--device", "cpu"]) == 2
+    assert "b.png: a file is there already" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["b.png"] and (out / "b.png").read_bytes() == b"mine"

@@ -29,7 +29,7 @@ from ..arguments import (
     references_of,
     settings_of,
 )
-from ..batch import Reader, Run, Worker, conduct, restore_crop, restore_photo
+from ..batch import Reader, Run, Worker, check, conduct, restore_crop, restore_photo
 from ..clips import ClipJob, add_clip_settings, find, restore_clips
 from ..journal import Journal
 from ..output import FORMATS, Style
@@ -142,15 +142,17 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         for clip in clips:
             print(f"{clip.source}: a clip; its faces are found while it is restored")
-        return (_photos(args, settings, read, clips) or 0) if args.inputs else 0
+        return (_conducted(_photos(args, settings, read, clips), args) or 0) if args.inputs else 0
     outputs = Outputs(
         [clip.source for clip in clips], overwrite=args.overwrite, ours=lambda path: args.resume and _is_ours(path)
     )
     if clips:  # the clips' part of them is written beside what the photos of this run wrote
         outputs.check(*(path for path in (args.report, args.gallery) if path is not None))
+        if args.inputs and (photos := _photos(args, settings, read, clips)) is not None:
+            check(photos)  # clips take long: what is wrong with the photos is said before them
     done = restore_clips(args, clips, settings) if clips else None
     told = () if done is None else done.entries
-    code = _photos(args, settings, read, clips, told) if args.inputs else None
+    code = _conducted(_photos(args, settings, read, clips, told), args) if args.inputs else None
     if done is not None:
         done.report(args.report)
         if code is None and args.gallery is not None and done.first:
@@ -165,8 +167,8 @@ def _is_ours(path: Path) -> bool:
 
 def _photos(
     args: argparse.Namespace, settings: RestoreSettings, read: Reader, clips: Sequence[ClipJob], told: Told = ()
-) -> int | None:
-    """The photos' exit code; None where the inputs hold clips only. ``told``: the clips' entries, for the gallery."""
+) -> Run | None:
+    """What is to be done to the photos; None where the inputs hold clips only. ``told``: the clips' entries, for a gallery."""
 
     def open_worker(processes: Processes) -> Worker:
         models = models_of(args, settings, processes.device)
@@ -203,7 +205,7 @@ def _photos(
         **({} if args.upscale == 1 else {"upscale": args.upscale}),
         **({} if args.upscaler is None else {"upscaler": content(args.upscaler)}),
     )
-    run = Run(
+    return Run(
         "restore",
         inputs.jobs,
         settings,
@@ -218,5 +220,11 @@ def _photos(
         upscale=args.upscale,
         clips=told,
     )
-    detector = lambda: open_detector(settings.detector, weights=args.detector_weights)
+
+
+def _conducted(run: Run | None, args: argparse.Namespace) -> int | None:
+    """The exit code of what was to be done."""
+    if run is None:
+        return None
+    detector = lambda: open_detector(run.settings.detector, weights=args.detector_weights)
     return conduct(run, join(args.device), detector, dry=args.dry_run)

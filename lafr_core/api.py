@@ -23,6 +23,7 @@ from .faces.crop import place
 from .faces.detect import detect_faces
 from .images import photos
 from .images.enlarge import enlarged
+from .images.keep import keep_mask
 from .images.photos import Photo
 from .models import open_models
 from .pipeline import REFERENCE_WEIGHT, References, check_images, restore_stored
@@ -79,6 +80,7 @@ def restore(
     boxes: Sequence[Box] | None = None,
     reference: Picture | Sequence[Picture] | Sequence[Person] | None = None,
     reference_weight: float = REFERENCE_WEIGHT,
+    keep: Picture | None = None,
     upscale: int = 1,
     progress: Progress = ignore_progress,
     **options: Any,
@@ -88,9 +90,10 @@ def restore(
     settings, or single ``options`` of :class:`RestoreSettings` by name (``fidelity=0.9``), not both. models: what
     :func:`open_models` gave, to open them once for many pictures; opened on ``device`` when None. boxes: face boxes
     (x0, y0, x1, y1) in pixels instead of the search. reference: one or several good photos of the person; or people that
-    :func:`open_references` gave. reference_weight: how much they lend, 0 to 1. upscale: 1, 2 or 4: the result is as
-    many times as large (Lanczos), and the faces are pasted at that size, so that a small one keeps all that was restored. No
-    face is a result: the picture comes back bit-identical, or merely enlarged, with no faces.
+    :func:`open_references` gave. reference_weight: how much they lend, 0 to 1. keep: a picture of the same size,
+    white where the photo stays as it is. upscale: 1, 2 or 4: the result is as many times as large (Lanczos), and the faces are
+    pasted at that size, so that a small one keeps all that was restored. No face is a result: the picture comes back
+    bit-identical, or merely enlarged, with no faces.
     Raises InputError for a picture of the wrong layout or range or another upscale, ImageFileError for a file that cannot be
     read, SettingsError.
     """
@@ -100,8 +103,10 @@ def restore(
     models = models if models is not None else open_models(chosen, device=device)
     references = References(_people(reference, models, chosen), reference_weight)
     canvas = None if larger is photo else larger.stored
+    height, width = photo.stored.shape[-2:]
+    kept = None if keep is None else keep_mask(to_photo(keep), (height, width), upscale)
     result = restore_stored(
-        photo.stored, models, chosen, boxes=boxes, enlarged=canvas, references=references, progress=progress
+        photo.stored, models, chosen, boxes=boxes, keep=kept, enlarged=canvas, references=references, progress=progress
     )
     notes = (*photo.notes, *result.left_out(0, chosen))
     return Restoration(larger.with_pixels(result.images[0]), result.faces, result.masks[0], notes)

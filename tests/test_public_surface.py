@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 INVENTORY = {
     "restore": (
         "(picture, settings=None, *, models=None, device='auto', boxes=None, reference=None, reference_weight=0.75, "
-        "upscale=1, progress=ignore_progress, **options)"
+        "keep=None, upscale=1, progress=ignore_progress, **options)"
     ),
     "detect": "(picture, settings=None, *, models=None, device='auto', **options)",
     "open_models": (

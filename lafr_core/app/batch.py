@@ -29,6 +29,7 @@ from . import gallery, report
 from .arguments import TAKEN
 from .jobs import Job
 from .journal import Entry, Journal, absolute
+from .keep import KeepMasks
 from .output import Style, copy
 from .processes import Processes
 from .report import Record, Report
@@ -61,8 +62,10 @@ def restore_photo(
     upscale: int = 1,
     max_pixels: int | None = None,
     enlarge: Enlarge | None = None,
+    masks: KeepMasks | None = None,
 ) -> Made:
-    """Restore the faces of one photo file, ``upscale`` times enlarged (by ``enlarge``; None = Lanczos).
+    """Restore the faces of one photo file, ``upscale`` times enlarged (by ``enlarge``; None = Lanczos), but for what ``masks``
+    keep.
 
     Raises LafrError when it cannot be read, or when the result would have more than ``max_pixels``. Faces are told in pixels
     of the file.
@@ -70,7 +73,10 @@ def restore_photo(
     photo = read(job.source)
     larger = _enlarged(photo, upscale, max_pixels, enlarge, job.source)
     canvas = None if upscale == 1 else larger.stored
-    result = restore_stored(photo.stored, models, settings, boxes=boxes or None, enlarged=canvas, references=references)
+    keep = None if masks is None else masks.of(job.source, photo, upscale)
+    result = restore_stored(
+        photo.stored, models, settings, boxes=boxes or None, keep=keep, enlarged=canvas, references=references
+    )
     left_out = result.left_out(0, settings)
     if not result.faces and upscale == 1 and style.keeps_file(job.source, job.output):
         return Made(record(job, "no_face", (), [*photo.notes, *left_out]), lambda path: copy(job.source, path))

@@ -156,7 +156,7 @@ def decode(stream: BinaryIO, name: str = "image", *, salvage: bool = False, max_
     except ImageFileError as error:
         raise ImageFileError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
-        limit = f"{max_pixels // 1_000_000} megapixels"
+        limit = f"{max_pixels // 1_000_000} megapixels" if max_pixels >= 1_000_000 else f"{max_pixels} pixels"
         raise ImageFileError(f"{name}: too large ({error}); the limit is {limit}, split or scale it first") from error
     except MemoryError as error:
         raise ImageFileError(f"{name}: does not fit into memory; scale it down first") from error

@@ -32,6 +32,7 @@ from ..arguments import (
 from ..batch import Reader, Run, Worker, check, conduct, restore_crop, restore_photo
 from ..clips import ClipJob, add_clip_settings, find, restore_clips
 from ..journal import Journal
+from ..keep import KeepMasks
 from ..output import FORMATS, Style
 from ..processes import Processes, join
 from ..report import is_report
@@ -65,6 +66,12 @@ def add(commands: Commands) -> None:
         default=REFERENCE_WEIGHT,
         metavar="W",
         help="how much reference photos lend, 0 to 1 (%(default)s)",
+    )
+    parser.add_argument(
+        "--keep-mask",
+        type=Path,
+        metavar="PATH",
+        help="a picture of the photo's size, or a folder of them with the photos' names: white = leave the photo as it is",
     )
     _add_style(parser)
     add_models(parser)
@@ -126,17 +133,19 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--aligned and --box: expected one of them, got both; aligned crops need no boxes")
     if args.aligned and args.upscale != 1:
         raise InputError("--aligned and --upscale: expected one of them, got both; face crops keep their size")
+    if args.aligned and args.keep_mask is not None:
+        raise InputError("--aligned and --keep-mask: expected one of them, got both; masks belong to whole photos")
     if args.upscaler is not None and args.upscale == 1:
         raise InputError("--upscaler: expected --upscale 2 or 4 with it, got neither; say how many times as large")
     made = Journal.open(args.out).made
     clips, args.inputs = find(args.inputs, args.out, recursive=args.recursive, sequence=args.sequence, is_result=made)
-    if args.aligned or args.box or args.upscale != 1:  # for photos only
+    if args.aligned or args.box or args.upscale != 1 or args.keep_mask is not None:  # for photos only
         asked = next((clip.source for clip in clips if clip.asked), None)
         if asked is not None and args.upscale != 1:
             raise InputError(f"{asked}: expected photos with --upscale, got a clip; restore clips in a run of their own")
         if asked is not None:
             raise InputError(
-                f"{asked}: expected photos with --aligned and --box, got a clip, whose faces are found and followed"
+                f"{asked}: expected photos with --aligned, --box and --keep-mask, got a clip, whose faces are followed"
             )
         clips = []
     if args.dry_run:
@@ -187,9 +196,11 @@ def _photos(
             upscale=args.upscale,
             max_pixels=args.max_pixels,
             enlarge=enlarge,
+            masks=masks,
         )
 
     style = Style(args.format, args.quality, not args.no_record)
+    masks = None if args.keep_mask is None else KeepMasks(args.keep_mask, read)
     inputs = jobs_of(args, "restore", style.suffix, clips={clip.source for clip in clips})
     if not inputs.jobs:
         return None
@@ -204,6 +215,7 @@ def _photos(
         record=style.record,
         **({} if args.upscale == 1 else {"upscale": args.upscale}),
         **({} if args.upscaler is None else {"upscaler": content(args.upscaler)}),
+        **({} if args.keep_mask is None else {"keep": content(args.keep_mask)}),
     )
     return Run(
         "restore",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,10 +84,11 @@ def regular_file(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) else "expected an image file, got a pipe, socket or device; it was not opened"
 
 
-def open_image(stream: BinaryIO) -> Image.Image:
+def open_image(stream: BinaryIO, max_pixels: int | None = None) -> Image.Image:
     """The picture in an open stream, not decoded yet; how large it may be is for the caller to say.
 
-    Raises ImageFileError for everything that is not on the list.
+    max_pixels: what the caller will say, for GIF, whose first canvas Pillow makes when it opens the file. Raises ImageFileError
+    for everything that is not on the list, Pillow's DecompressionBombError for such a canvas.
     """
     stream.seek(0)
     head = stream.read(32)
@@ -99,9 +101,15 @@ def open_image(stream: BinaryIO) -> Image.Image:
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
     limit = Image.MAX_IMAGE_PIXELS
+    bounded = max_pixels is not None and head.startswith(b"GIF8")
     try:
-        Image.MAX_IMAGE_PIXELS = None  # the caller's limit speaks instead
-        image = Image.open(stream, formats=known)
+        # Pillow refuses what is more than twice its limit; where it has none, the caller's speaks.
+        Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2 if bounded and max_pixels is not None else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(stream, formats=known)
+    except Image.DecompressionBombError:
+        raise Image.DecompressionBombError("the canvas of a GIF") from None
     except UnidentifiedImageError:
         if kind in PLUG_INS and kind in known:
             raise ImageFileError(f"damaged or cut short (a {kind} picture that cannot be decoded); copy it again") from None

@@ -165,7 +165,7 @@ def decode(stream: BinaryIO, name: str = "image", *, salvage: bool = False, max_
 
 
 def _decoded(stream: BinaryIO, max_pixels: int) -> Photo:
-    with open_image(stream) as image:
+    with open_image(stream, max_pixels) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise Image.DecompressionBombError(f"{width}x{height} pixels")

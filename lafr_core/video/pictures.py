@@ -30,7 +30,7 @@ def is_animation(path: Path) -> bool:
     if path.suffix.lower() not in (*SUFFIXES.values(), ".apng") or regular_file(path) is not None:
         return False
     try:
-        with path.open("rb") as stream, open_image(stream) as image:
+        with path.open("rb") as stream, open_image(stream, MOST_PIXELS) as image:
             return image.format in SUFFIXES and getattr(image, "n_frames", 1) > 1
     except Exception:  # damaged files make Pillow raise nearly anything; who reads the photo will say so
         return False
@@ -43,9 +43,14 @@ class AnimationClip:
         self.path = Path(path)
         self.faults: list[str] = []
         try:
-            with self.path.open("rb") as stream, open_image(stream) as image:
+            with self.path.open("rb") as stream, open_image(stream, MOST_PIXELS) as image:
                 width, height = image.size
                 self.kind, count = str(image.format), int(getattr(image, "n_frames", 1))
+                if width * height * count > MOST_PIXELS:
+                    raise ImageFileError(
+                        f"{count} pictures of {width}x{height}; an animation may have {MOST_PIXELS // 1_000_000} megapixels "
+                        "in all, convert it to MP4 first"
+                    )
                 image.load()
                 self.loop = {"loop": int(image.info["loop"])} if "loop" in image.info else {}
                 """How often it plays, as Pillow writes it; {} where the file does not say (a GIF then plays once)."""
@@ -54,18 +59,13 @@ class AnimationClip:
             raise ClipError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from error
         except Exception as error:
             raise ClipError(f"{self.path}: damaged or cut short ({error or type(error).__name__}); copy it again") from error
-        if width * height * count > MOST_PIXELS:
-            raise ClipError(
-                f"{self.path}: {count} pictures of {width}x{height}; an animation may have {MOST_PIXELS // 1_000_000} "
-                "megapixels in all, convert it to MP4 first"
-            )
         self.info = ClipInfo(str(self.path), (height, width), Fraction(1000, max(1, shown)), CLOCK, count)
 
     def frames(self, start: int = 0, times: Sequence[int] = ()) -> Iterator[PhotoFrame]:
         """See :class:`~lafr_core.video.frames.Clip`."""
         self.faults = []
         time = 0
-        with self.path.open("rb") as stream, open_image(stream) as image:
+        with self.path.open("rb") as stream, open_image(stream, MOST_PIXELS) as image:
             for index in range(self.info.frames):
                 try:
                     image.seek(index)

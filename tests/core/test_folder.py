@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -269,3 +270,19 @@ def test_the_limit_on_pixels_can_be_moved(text: str, count: int, tmp_path: Path,
     expected = 1 if count < 12_000 else 0
     assert run("restore", tmp_path / "a.jpg", "-o", tmp_path / "out", "--max-pixels", text) == expected
     assert ("too large (100x120 pixels)" in capfd.readouterr().err) == bool(expected)
+
+
+def test_the_canvas_of_a_gif_is_not_made_before_its_size_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by tests/fuzz after 628,651 pictures: 341 megabytes for a file of 271 bytes."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", 3, 2, 0x80, 0, 0) + bytes(6)
+    clear = b"\x21\xf9\x04" + bytes([2 << 2, 0, 0, 0]) + b"\x00"  # the frame gives way to the background
+    path = tmp_path / "bomb.gif"
+    path.write_bytes(screen + clear + b"," + struct.pack("<HHHHB", 0, 0, 30_000, 20_000, 0) + b"\x02\x02\x44\x01\x00;")
+    made: list[Any] = []
+    fill = Image.core.fill
+    monkeypatch.setattr(Image.core, "fill", lambda mode, size, *color: made.append(size) or fill(mode, (1, 1), *color))
+    with pytest.raises(ImageFileError, match=r"too large \(the canvas of a GIF\); the limit is 178 megapixels"):
+        photos.read(path)
+    assert made == []
+    with pytest.raises(ImageFileError, match="the limit is 5 pixels"):
+        photos.read(path, max_pixels=5)

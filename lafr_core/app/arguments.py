@@ -19,7 +19,7 @@ from ..pipeline import References
 from ..settings import RestoreSettings, options
 from ..types import Box, Models
 from .jobs import Job, plan
-from .journal import Journal, absolute
+from .journal import Journal, Results, absolute
 from .signature import content
 from .terminal import say
 
@@ -63,16 +63,22 @@ def jobs_of(
     """What the inputs name, less what earlier runs have made and less the ``clips`` among them, and the journal of OUT."""
     journal = Journal.open(args.out)
     before = journal.outputs_by_source(command)
+    results = results_of(args, journal)
     jobs = plan(
         args.inputs,
         args.out,
         recursive=args.recursive,
         suffix=suffix,
         earlier=lambda source: before.get(absolute(source)),
-        is_result=lambda path: path in clips or journal.made(path),
+        is_result=lambda path: path in clips or results.made(path),
         may_be_none=bool(clips),
     )
     return Inputs(jobs, journal)
+
+
+def results_of(args: argparse.Namespace, journal: Journal) -> Results:
+    """What earlier runs made of what, among the folders that the inputs name."""
+    return Results(journal, [Path(text) for text in args.inputs if Path(text).is_dir()])
 
 
 @dataclass(frozen=True)

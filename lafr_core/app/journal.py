@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,3 +213,27 @@ def _append(path: Path, lines: list[dict[str, Any]]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Results:
+    """What earlier runs made: this one's folder's, and what lies among the photos of the named ``folders`` beside a journal."""
+
+    def __init__(self, journal: Journal, folders: Iterable[Path] = ()) -> None:
+        self.journal, self.roots = journal, {Path(os.path.realpath(folder)) for folder in folders}
+        self.known: dict[Path, Journal] = {}
+
+    def made(self, path: Path) -> bool:
+        """Whether a run made ``path``. The journal in a folder that a person names does not count: those results are meant."""
+        if self.journal.made(path):
+            return True
+        parents = absolute(path).parents
+        depth = next((number for number, folder in enumerate(parents) if folder in self.roots), 0)
+        return any(self._in(folder).made(path) for folder in parents[:depth])
+
+    def _in(self, folder: Path) -> Journal:
+        if folder not in self.known:
+            try:
+                self.known[folder] = Journal.open(folder)
+            except InputError:  # something else of its name, in a folder of photos
+                self.known[folder] = Journal(folder)
+        return self.known[folder]

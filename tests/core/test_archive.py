@@ -281,3 +281,16 @@ def test_a_foreign_file_of_the_journals_name_is_refused(tmp_path: Path, opened: 
     (tmp_path / "out" / NAME).unlink()
     (tmp_path / "out" / NAME).mkdir()
     assert run("restore", tmp_path / "a.jpg", "-o", tmp_path / "out") == 2
+
+
+def test_results_of_another_run_among_the_photos_are_no_photos(tmp_path: Path, opened: list[Any]) -> None:
+    photo(tmp_path / "album/a.png")
+    photo(tmp_path / "album/sub/b.png", 90)
+    assert run("restore", tmp_path / "album", "-r", "-o", tmp_path / "album/done") == 0
+    photo(tmp_path / "album/done/mine.png", 80)
+    assert run("restore", tmp_path / "album", "-r", "-o", tmp_path / "again") == 0
+    names = {path.relative_to(tmp_path / "again").as_posix() for path in (tmp_path / "again").rglob("*.png")}
+    assert names == {"a.png", "sub/b.png", "done/mine.png"}
+    # named itself, that folder's results are what is meant
+    assert run("restore", tmp_path / "album/done", "-r", "-o", tmp_path / "twice") == 0
+    assert (tmp_path / "twice/a.png").is_file() and (tmp_path / "twice/sub/b.png").is_file()

@@ -27,6 +27,7 @@ from ..arguments import (
     models_of,
     reader,
     references_of,
+    results_of,
     settings_of,
 )
 from ..batch import Reader, Run, Worker, check, conduct, restore_crop, restore_photo
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--aligned and --keep-mask: expected one of them, got both; masks belong to whole photos")
     if args.upscaler is not None and args.upscale == 1:
         raise InputError("--upscaler: expected --upscale 2 or 4 with it, got neither; say how many times as large")
-    made = Journal.open(args.out).made
+    made = results_of(args, Journal.open(args.out)).made
     clips, args.inputs = find(args.inputs, args.out, recursive=args.recursive, sequence=args.sequence, is_result=made)
     if args.aligned or args.box or args.upscale != 1 or args.keep_mask is not None:  # for photos only
         asked = next((clip.source for clip in clips if clip.asked), None)

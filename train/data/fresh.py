@@ -25,11 +25,10 @@ from train.config import Config, Data
 from train.data.degradation import spoil
 from train.data.drawn import draw_face
 from train.data.faces import Picture, draw_fidelity, locate, parameters, to_tensor
+from train.data.photos import SCALE, SHIFT, TURN
 
 Draw = Callable[[np.random.Generator], dict[str, Tensor]]
 """What a stage draws for a sample of its own: views, shares."""
-SHIFT, SCALE, TURN = 12.0, 0.06, 4.0
-"""Pixels of a 512 crop, share and degrees: about what a detector's landmark error does to a crop."""
 BENT, TINTED = 0.7, 0.6
 """Shares of the samples that are bent and tinted."""
 KNOTS = 5

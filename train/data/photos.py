@@ -19,6 +19,8 @@ from lafr_core.geometry import CROP_SIZE, FFHQ_TEMPLATE, as_matrix, compose, sim
 from lafr_core.images.photos import read_rgb
 from lafr_core.types import Matrix, Point
 
+SHIFT, SCALE, TURN = 12.0, 0.06, 4.0
+"""Pixels of a 512 crop, share and degrees: about what a detector's landmark error does to a crop."""
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 
 
@@ -62,7 +64,7 @@ def load_pixels(photo: Portrait) -> NDArray[np.uint8]:
     return np.asarray(read_rgb(photo.path))
 
 
-def jitter(generator: np.random.Generator, shift: float = 12.0, scale: float = 0.06, turn: float = 4.0) -> Matrix:
+def jitter(generator: np.random.Generator, shift: float = SHIFT, scale: float = SCALE, turn: float = TURN) -> Matrix:
     """A small random similarity about the crop's centre, flipped half of the time: crop pixels -> crop pixels.
 
     ``shift`` in pixels, ``scale`` as a share, ``turn`` in degrees: about what a detector's landmark error does to a crop.

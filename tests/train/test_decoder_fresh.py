@@ -11,10 +11,9 @@ import pytest
 import torch
 from kill_test import same
 from torch import nn
-from train_tiny import settings
+from train_tiny import adapter_at, settings
 
 from lafr_core.errors import InputError, LafrError
-from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.networks.vae import StarterVaeNet
 from lafr_core.store import assets, checkpoint
@@ -30,12 +29,9 @@ CPU = torch.device("cpu")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny adapter and a tiny prior, both of which change what they are given."""
     made = tmp_path_factory.mktemp("decoder")
-    torch.manual_seed(0)
-    adapter = AdapterNet(width=8, coarse=16, deep=16, code_width=16, entries=16, depth=1, grid=8)
-    nn.init.normal_(adapter.mapping.correction.weight, std=0.1)
+    adapter_at(made)
     prior = PriorNet(widths=(8, 8, 8), depth=1, groups=0)
     nn.init.normal_(prior.out.weight, std=0.1)
-    checkpoint.save(made / "adapter.safetensors", "adapter", adapter, adapter.config)
     checkpoint.save(made / "prior.safetensors", "prior", prior, prior.config)
     return made
 

@@ -14,7 +14,7 @@ import torch
 from kill_test import same
 from PIL import Image
 from torch import nn
-from train_tiny import faces_at, settings
+from train_tiny import adapter_at, faces_at, settings
 
 from lafr_core.errors import InputError, LafrError
 from lafr_core.latent.networks.adapter import AdapterNet
@@ -39,10 +39,7 @@ CPU = torch.device("cpu")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny adapter."""
     made = tmp_path_factory.mktemp("joint")
-    torch.manual_seed(0)
-    small = AdapterNet(width=8, coarse=16, deep=16, code_width=16, entries=16, depth=1, grid=8)
-    nn.init.normal_(small.mapping.correction.weight, std=0.1)
-    checkpoint.save(made / "adapter.safetensors", "adapter", small, small.config)
+    adapter_at(made)
     return made
 
 

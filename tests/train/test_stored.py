@@ -15,7 +15,7 @@ import torch
 from kill_test import same
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from train_tiny import settings
+from train_tiny import adapter_at, settings
 
 from lafr_core.errors import InputError, LafrError
 from lafr_core.latent.networks.adapter import AdapterNet
@@ -52,11 +52,7 @@ def stored(folder: Path, out: str = "run", **overrides: object) -> config.Config
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pairs that keep everything: clean and degraded pixels, the second latents, aligned ones."""
     folder = tmp_path_factory.mktemp("stored")
-    torch.manual_seed(0)
-    small = AdapterNet(width=8, coarse=16, deep=16, code_width=16, entries=16, depth=1, grid=8)
-    nn.init.normal_(small.mapping.correction.weight, std=0.1)
-    checkpoint.save(folder / "adapter.safetensors", "adapter", small, small.config)
-    conf = stored(folder, **{"pairs.degraded": True, "models.adapter": folder / "adapter.safetensors", "pairs.aligned": True})
+    conf = stored(folder, **{"pairs.degraded": True, "models.adapter": adapter_at(folder), "pairs.aligned": True})
     pairs.run(conf)
     whole = folder / "pairs"
     for file in whole.glob("*.safetensors"):  # the starter's latents, without running the real one: the same in its place

@@ -10,7 +10,10 @@ from kill_test import settings, tiny_vae
 from safetensors.torch import save_file
 from torch import nn
 
-__all__ = ["CONTEXT_WIDTH", "UNET", "faces_at", "settings", "tiny_unet", "tiny_vae", "unet_folder"]
+from lafr_core.latent.networks.adapter import AdapterNet
+from lafr_core.store import checkpoint
+
+__all__ = ["CONTEXT_WIDTH", "UNET", "adapter_at", "faces_at", "settings", "tiny_unet", "tiny_vae", "unet_folder"]
 
 CONTEXT_WIDTH = 24
 UNET: dict[str, Any] = {
@@ -45,6 +48,16 @@ def unet_folder(folder: Path, prediction: str = "epsilon", **changes: Any) -> Pa
     context = torch.randn(1, 7, CONTEXT_WIDTH, generator=torch.Generator().manual_seed(6))
     save_file({"context": context}, str(folder / "empty_prompt.safetensors"))
     return folder
+
+
+def adapter_at(folder: Path) -> Path:
+    """``adapter.safetensors`` in ``folder``: a tiny adapter that changes what it is given. Seeds the global generator."""
+    torch.manual_seed(0)
+    small = AdapterNet(width=8, coarse=16, deep=16, code_width=16, entries=16, depth=1, grid=8)
+    nn.init.normal_(small.mapping.correction.weight, std=0.1)
+    path = folder / "adapter.safetensors"
+    checkpoint.save(path, "adapter", small, small.config)
+    return path
 
 
 def faces_at(folder: Path, count: int, size: int = 64) -> Path:

@@ -101,10 +101,9 @@ def open_image(stream: BinaryIO, max_pixels: int | None = None) -> Image.Image:
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
     limit = Image.MAX_IMAGE_PIXELS
-    bounded = max_pixels is not None and head.startswith(b"GIF8")
     try:
         # Pillow refuses what is more than twice its limit; where it has none, the caller's speaks.
-        Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2 if bounded and max_pixels is not None else None
+        Image.MAX_IMAGE_PIXELS = None if max_pixels is None or not head.startswith(b"GIF8") else (max_pixels + 1) // 2
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(stream, formats=known)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ...errors import InputError
 from ...faces.detectors import open_detector
@@ -38,8 +38,6 @@ from ..output import FORMATS, Style
 from ..processes import Processes, join
 from ..report import is_report
 from ..signature import content, made_with
-
-Told = Sequence[Mapping[str, Any]]
 
 
 def add(commands: Commands) -> None:
@@ -158,11 +156,13 @@ def run(args: argparse.Namespace) -> int:
     )
     if clips:  # the clips' part of them is written beside what the photos of this run wrote
         outputs.check(*(path for path in (args.report, args.gallery) if path is not None))
-        if args.inputs and (photos := _photos(args, settings, read, clips)) is not None:
-            check(photos)  # clips take long: what is wrong with the photos is said before them
+    photos = _photos(args, settings, read, clips) if args.inputs else None
+    if clips and photos is not None:
+        check(photos)  # clips take long: what is wrong with the photos is said before them
     done = restore_clips(args, clips, settings) if clips else None
-    told = () if done is None else done.entries
-    code = _conducted(_photos(args, settings, read, clips, told), args) if args.inputs else None
+    if done is not None and photos is not None:
+        photos = replace(photos, clips=done.entries)
+    code = _conducted(photos, args)
     if done is not None:
         done.report(args.report)
         if code is None and args.gallery is not None and done.first:
@@ -175,10 +175,8 @@ def _is_ours(path: Path) -> bool:
     return is_report(path) or gallery.is_gallery(path)
 
 
-def _photos(
-    args: argparse.Namespace, settings: RestoreSettings, read: Reader, clips: Sequence[ClipJob], told: Told = ()
-) -> Run | None:
-    """What is to be done to the photos; None where the inputs hold clips only. ``told``: the clips' entries, for a gallery."""
+def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader, clips: Sequence[ClipJob]) -> Run | None:
+    """What is to be done to the photos; None where the inputs hold clips only."""
 
     def open_worker(processes: Processes) -> Worker:
         models = models_of(args, settings, processes.device)
@@ -231,7 +229,6 @@ def _photos(
         gallery=args.gallery,
         read=read,
         upscale=args.upscale,
-        clips=told,
     )
 
 

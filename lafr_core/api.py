@@ -103,8 +103,7 @@ def restore(
     models = models if models is not None else open_models(chosen, device=device)
     references = References(_people(reference, models, chosen), reference_weight)
     canvas = None if larger is photo else larger.stored
-    height, width = photo.stored.shape[-2:]
-    kept = None if keep is None else keep_mask(to_photo(keep), (height, width), upscale)
+    kept = None if keep is None else keep_mask(to_photo(keep), photo, upscale)
     result = restore_stored(
         photo.stored, models, chosen, boxes=boxes, keep=kept, enlarged=canvas, references=references, progress=progress
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +27,15 @@ class KeepMasks:
 
     def of(self, source: Path, photo: Photo, factor: int = 1) -> Tensor | None:
         """The mask of one photo, ``factor`` times enlarged; None where the folder has none of its name. Raises LafrError."""
-        path = self._path(source)
+        path = self.named.get(source.stem) if self.root.is_dir() else self.root
         if path is None:
             return None
-        height, width = photo.stored.shape[-2:]
         try:
-            return keep_mask(self.read(path), (height, width), factor)
+            return keep_mask(self.read(path), photo, factor)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
-    def _path(self, source: Path) -> Path | None:
-        if not self.root.is_dir():
-            return self.root
-        return next((path for path in sorted(self.root.iterdir()) if path.stem == source.stem and path.is_file()), None)
+    @functools.cached_property
+    def named(self) -> dict[str, Path]:
+        """The folder's files by their names without the suffix; of several the first."""
+        return {path.stem: path for path in sorted(self.root.iterdir(), reverse=True) if path.is_file()}

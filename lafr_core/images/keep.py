@@ -8,13 +8,13 @@ from ..errors import InputError
 from .photos import Photo
 
 
-def keep_mask(mask: Photo, size: tuple[int, int], factor: int = 1) -> Tensor:
-    """The brightness of a mask picture of the photo's ``size`` (H, W), as large as the photo enlarged ``factor`` times.
+def keep_mask(mask: Photo, photo: Photo, factor: int = 1) -> Tensor:
+    """The brightness of a mask picture of the size (H, W) of ``photo``, as large as the photo enlarged ``factor`` times.
 
     (1, 1, factor * H, factor * W) in [0, 1]: 1, white, where the photo stays. Raises InputError for a mask of another size.
     """
     light = mask.pixels.mean(0, keepdim=True)
-    if tuple(light.shape[-2:]) != size:
-        (h, w), (height, width) = light.shape[-2:], size
+    (h, w), (height, width) = light.shape[-2:], photo.stored.shape[-2:]
+    if (h, w) != (height, width):
         raise InputError(f"keep mask: expected the photo's {width}x{height} pixels, got {w}x{h}; save it at the photo's size")
     return light.repeat_interleave(factor, -2).repeat_interleave(factor, -1)[None].clamp(0, 1)

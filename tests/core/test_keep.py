@@ -46,10 +46,10 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
 
 def test_a_mask_is_the_brightness_of_its_picture_at_the_enlarged_size() -> None:
     colours = torch.tensor([[[0.0, 0.3, 1.0]], [[0.0, 0.6, 1.0]], [[0.0, 0.9, 1.0]]])  # (3, 1, 3)
-    kept = keep_mask(Photo(colours), (1, 3), 2)
+    kept = keep_mask(Photo(colours), Photo(torch.zeros(3, 1, 3)), 2)
     assert torch.allclose(kept, torch.tensor([0.0, 0.0, 0.6, 0.6, 1.0, 1.0]).expand(1, 1, 2, 6))
     with pytest.raises(InputError, match="expected the photo's 3x2 pixels, got 3x1"):
-        keep_mask(Photo(colours), (2, 3))
+        keep_mask(Photo(colours), Photo(torch.zeros(3, 2, 3)))
 
 
 def test_what_a_mask_keeps_is_bit_identical(tmp_path: Path, opened: list[Any]) -> None:

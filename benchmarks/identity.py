@@ -159,7 +159,7 @@ def judge_trust(args: argparse.Namespace) -> None:
     """Prints the bars' figures, of the whole estimate and of its quality alone, and draws the reliability diagram."""
     stored = np.load(args.measured)
     net = checkpoint.open_network(args.weights, "trust", trust.Polynomial)
-    quality = net(torch.from_numpy(stored["quality"])).detach()
+    quality = trust.supported(net, torch.from_numpy(stored["quality"])).detach()
     whole = trust.combined(quality, torch.from_numpy(stored["sure"])).numpy()
     true = stored["dlib"]
     for name, said in (("whole estimate", whole), ("quality alone", quality.clamp(-1, 1).numpy())):

@@ -282,11 +282,11 @@ def judged(
     if models.embedder is None:
         return [replace(face, person=name) for face, name in zip(faces, names, strict=True)]
     changes = cosine(models.embedder, before, after)
-    trusts: Sequence[float | None] = trust.estimate(before, after, models.embedder) or [None] * len(faces)
     likenesses = [
         None if person is None else likeness(models.embedder, crop[None], person.embedding)
         for crop, person in zip(after, lenders, strict=True)
     ]
+    trusts: Sequence[float | None] = trust.estimate(before, after, models.embedder, likenesses) or [None] * len(faces)
     return [
         replace(face, change=c, trust=t, likeness=k, person=name)
         for face, c, t, k, name in zip(faces, changes, trusts, likenesses, names, strict=True)

@@ -2,15 +2,16 @@
 
 What is measured (:func:`quality`) needs no original. How it is weighed is a plain polynomial fitted by ``python -m train
 trust`` on faces whose original is known, kept as a LAFR file of kind ``trust``. That fit belongs to the starter's embedder,
-adapter and prior; what other priors draw is judged by the same rule. Whether there is a face at all says a small network on the
-input (``python -m train presence``), which no prior touches.
+adapter and prior; what other priors draw is judged by the same rule, and where a result measures like nothing that was fitted
+to, it gets no trust. Whether there is a face at all says a small network on the input (``python -m train presence``), which no
+prior touches.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -31,6 +32,10 @@ GUESSED = 0.5
 
 EVEN, SURE = 0.7, 0.9
 """Chances of a face: up to the first an estimate is 0, from the second nothing is taken off it."""
+NEAR, FAR = 5.0, 8.0
+"""Deviations of a measurement from the fit's centre: up to the first it counts as seen before, from the second trust is 0. Of
+206 degraded and restored faces none came beyond 4.2; what an untrained prior draws lies at 7 to 20.
+"""
 OCTAVES = 5
 """Bands of the picture that are measured: details of 2, 4, ... pixels of a 512 crop."""
 QUALITY = (
@@ -38,6 +43,7 @@ QUALITY = (
     "noise", "contrast", "change", "moved pixels",
 )  # fmt: skip
 """What tells how much of the face the input shows and the restoration drew: the columns of :func:`quality`."""
+CHANGE = QUALITY.index("change")
 
 
 def verdict(trust: float) -> str:
@@ -104,6 +110,17 @@ def combined(quality: Tensor, sure: Tensor) -> Tensor:
     return quality.clamp(-1.0, 1.0) * ((sure - EVEN) / (SURE - EVEN)).clamp(0.0, 1.0)
 
 
+def supported(fit: Polynomial, measured: Tensor, likeness: Tensor | None = None) -> Tensor:
+    """Estimated cosines (B,) of faces that are there, from measurements (B, F).
+
+    No result is more like the person than like what it was made from: the input (``change``, a column of ``measured``), or
+    the person's photos where they lent to it (``likeness`` (B,), -1 for none). And none is trusted whose bands, noise or contrast
+    lie far outside of what was fitted to: there the polynomial says anything.
+    """
+    bound = measured[:, CHANGE] if likeness is None else torch.maximum(measured[:, CHANGE], likeness)
+    return torch.minimum(fit(measured).clamp(-1.0, 1.0), bound) * fit.known(measured)
+
+
 class Polynomial(nn.Module):
     """Features (B, F) -> (B,): every term up to the second degree of the standardised features, weighed."""
 
@@ -121,6 +138,15 @@ class Polynomial(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return terms((features - self.centre) / self.spread) @ self.weights
 
+    def known(self, features: Tensor) -> Tensor:
+        """(B,): 1 where all features but ``change`` are such as the fit saw, 0 where one lies :data:`FAR` from its centre.
+
+        A photo of the person changes a face more than the fit ever saw, rightly: ``change`` bounds the estimate instead.
+        """
+        off = ((features - self.centre) / self.spread).abs()
+        off[:, CHANGE : CHANGE + 1] = 0
+        return ((FAR - off.amax(1)) / (FAR - NEAR)).clamp(0.0, 1.0)
+
 
 def terms(x: Tensor) -> Tensor:
     """1, the features, and the products of every two: (B, F) -> (B, 1 + F + F (F + 1) / 2). Features beyond 3 are cut there,
@@ -131,16 +157,20 @@ def terms(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[:, :1]), x, x[:, i] * x[:, j]], dim=1)
 
 
-def estimate(before: Tensor, after: Tensor, embedder: Embedder) -> list[float] | None:
+def estimate(
+    before: Tensor, after: Tensor, embedder: Embedder, likenesses: Sequence[float | None] = ()
+) -> list[float] | None:
     """Estimated cosine of each restored face and the real person, in [-1, 1]; None for an embedder that was not fitted with,
-    or without the bundled fit. B may be 0.
+    or without the bundled fit. B may be 0. likenesses: of each result to its reference photos, None for no reference.
     """
     fit = _bundled("trust", Polynomial)
     if fit is None or embedder.name != "starter":
         return None
     if before.shape[0] == 0:
         return []
-    return [float(value) for value in combined(fit(quality(before, after, embedder)), sure(before))]
+    like = torch.tensor([-1.0 if value is None else value for value in likenesses]) if likenesses else None
+    found = supported(fit, quality(before, after, embedder), like)
+    return [float(value) for value in combined(found, sure(before))]
 
 
 @functools.cache

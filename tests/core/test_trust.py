@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lafr_core.errors import InputError
 from lafr_core.faces import trust
+from lafr_core.faces.color import match_color
 from lafr_core.faces.crop import crop_faces, place
 from lafr_core.faces.detect import detect_faces
 from lafr_core.faces.networks import presence
@@ -117,6 +118,29 @@ def test_doubt_that_there_is_a_face_takes_trust_away() -> None:
     assert trust.combined(quality, chance).tolist() == pytest.approx([0.9, 0.9, 0.45, 0.0, 1.0, -0.5])
 
 
+def test_no_result_is_more_like_the_person_than_like_what_it_was_made_from() -> None:
+    fit = trust.Polynomial()
+    fit.weights[0] = 0.9
+    measured = torch.zeros(5, len(trust.QUALITY))
+    measured[:, trust.CHANGE] = torch.tensor([0.95, 0.4, 0.4, 0.4, -0.2])
+    assert trust.supported(fit, measured).tolist() == pytest.approx([0.9, 0.4, 0.4, 0.4, -0.2])
+    likeness = torch.tensor([0.1, 0.6, 0.2, -1.0, 0.99])
+    assert trust.supported(fit, measured, likeness).tolist() == pytest.approx([0.9, 0.6, 0.4, 0.4, 0.9])
+
+
+def test_what_measures_like_nothing_that_was_fitted_to_gets_no_trust() -> None:
+    fit = trust.Polynomial()
+    fit.weights[0], fit.centre[0], fit.spread[0] = 0.8, 1.0, 2.0
+    measured = torch.zeros(5, len(trust.QUALITY))
+    measured[:, trust.CHANGE] = 1.0
+    measured[:, 0] = torch.tensor([1.0 + 2 * 5.0, 1.0 + 2 * 6.5, 1.0 - 2 * 6.5, 1.0 + 2 * 8.0, 99.0])
+    kept = measured.clone()
+    assert trust.supported(fit, measured).tolist() == pytest.approx([0.8, 0.4, 0.4, 0.0, 0.0])
+    assert torch.equal(measured, kept)
+    measured[:, 0], fit.centre[trust.CHANGE] = 1.0, 100.0  # a face that changed much is bounded by its change, not unknown
+    assert trust.supported(fit, measured).tolist() == pytest.approx([0.8] * 5)
+
+
 def test_the_coarse_picture_forgets_exposure_and_keeps_a_wall_flat() -> None:
     z = torch.rand(1, 1, 48, 48, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(presence.normalised(0.3 + 0.2 * z), presence.normalised(z), atol=1e-4)
@@ -129,6 +153,7 @@ def test_the_coarse_picture_forgets_exposure_and_keeps_a_wall_flat() -> None:
 def test_an_embedder_that_was_not_fitted_with_gets_no_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit, sees = trust.Polynomial(), presence.PresenceNet()
     fit.weights[0] = 0.9
+    fit.spread.fill_(100.0)  # wide: every picture measures as one that was fitted to
     torch.nn.init.zeros_(sees.out.weight)
     torch.nn.init.constant_(sees.out.bias, 1.3)
     checkpoint.save(tmp_path / "trust.safetensors", "trust", fit, fit.config)
@@ -184,3 +209,15 @@ def test_what_is_no_face_is_a_guess(portrait: tuple[Tensor, Models]) -> None:
     upside_down, beside = crop.flip(-2), crop.roll(230, dims=-1)
     for nothing in (cheek, noise, torch.full_like(crop, 0.4), upside_down, beside):
         assert trust.verdict(trusted(nothing, models)) == "a guess"
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 3.0])
+def test_what_an_untrained_prior_draws_is_a_guess(strength: float, portrait: tuple[Tensor, Models]) -> None:
+    crop, models = portrait
+    assert models.embedder is not None
+    latents = strength * torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        drawn = models.vae.decode(latents).clamp(0, 1)
+    for after in (drawn, match_color(drawn, crop, 1.0)):  # with the photo's colours, shapes of the face come back
+        (value,) = trust.estimate(crop, after, models.embedder) or [1.0]
+        assert trust.verdict(value) == "a guess"

@@ -157,9 +157,7 @@ def terms(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[:, :1]), x, x[:, i] * x[:, j]], dim=1)
 
 
-def estimate(
-    before: Tensor, after: Tensor, embedder: Embedder, likenesses: Sequence[float | None] = ()
-) -> list[float] | None:
+def estimate(before: Tensor, after: Tensor, embedder: Embedder, likenesses: Sequence[float | None] = ()) -> list[float] | None:
     """Estimated cosine of each restored face and the real person, in [-1, 1]; None for an embedder that was not fitted with,
     or without the bundled fit. B may be 0. likenesses: of each result to its reference photos, None for no reference.
     """

@@ -114,7 +114,7 @@ def supported(fit: Polynomial, measured: Tensor, likeness: Tensor | None = None)
     """Estimated cosines (B,) of faces that are there, from measurements (B, F).
 
     No result is more like the person than like what it was made from: the input (``change``, a column of ``measured``), or
-    the person's photos where they lent to it (``likeness`` (B,), -1 for none). And none is trusted whose bands, noise or contrast
+    the person's photos where they lent to it (``likeness`` (B,), -1 for none). None is trusted whose bands, noise or contrast
     lie far outside of what was fitted to: there the polynomial says anything.
     """
     bound = measured[:, CHANGE] if likeness is None else torch.maximum(measured[:, CHANGE], likeness)

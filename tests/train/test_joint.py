@@ -364,3 +364,10 @@ def test_a_linear_rate_goes_straight_down() -> None:
         config.parse(["--joint.falls", "step"])
     with pytest.raises(LafrError, match=r"joint\.optimizer: expected adamw"):
         config.parse(["--joint.optimizer", "muon"])
+
+
+def test_only_the_asked_rows_are_made_anew() -> None:
+    z = torch.arange(6.0).view(3, 2)
+    made = parts.rows_made(z, torch.tensor([1, 0, 1]), lambda rows: -z[rows])
+    assert made.tolist() == [[0.0, -1.0], [2.0, 3.0], [-4.0, -5.0]] and z[2, 1] == 5
+    assert parts.rows_made(z, torch.zeros(3), lambda rows: z / 0) is z

@@ -40,7 +40,7 @@ from train.data.pairs import FACTOR, Shards, corner
 from train.data.windows import inner
 from train.engine import checkpoints
 from train.engine.loop import NetworkTask, train
-from train.engine.parts import adapter_for_prior, averaged, left_beside, named_vae
+from train.engine.parts import adapter_for_prior, averaged, left_beside, named_vae, rows_made
 from train.engine.run import Collectives, collectives, command, join_processes
 from train.judges.projected import ProjectedCritic, asked, window_box
 from train.judges.views import look, view_box
@@ -133,16 +133,13 @@ class Sources:
         kind = batch["kind"]
         degraded = (kind >= ALIGNED).view(-1, 1, 1, 1)
         z = self.encoder(channels_last(torch.where(degraded, batch["lq"], batch["hq"]))).float()
-        rows = torch.nonzero(kind == SECOND)[:, 0]
-        if len(rows) and self.second is not None:
-            z = z.index_copy(0, rows, self.second.encode(batch["hq"][rows]).to(z))
-        rows = torch.nonzero(kind >= ALIGNED)[:, 0]
-        if len(rows) and self.adapter is not None:
-            fidelity = batch["fidelity"][rows].view(-1, 1, 1, 1)
-            z = z.index_copy(0, rows, self.adapter(channels_last(z[rows]), fidelity).latents.to(z))
-        rows = torch.nonzero(kind == FINISHED)[:, 0]
-        if len(rows) and self.prior is not None:
-            z = z.index_copy(0, rows, self.prior(channels_last(z[rows])).to(z))
+        if (second := self.second) is not None:
+            z = rows_made(z, kind == SECOND, lambda rows: second.encode(batch["hq"][rows]))
+        if (adapter := self.adapter) is not None:
+            fidelity = batch["fidelity"].view(-1, 1, 1, 1)
+            z = rows_made(z, kind >= ALIGNED, lambda rows: adapter(channels_last(z[rows]), fidelity[rows]).latents)
+        if (prior := self.prior) is not None:
+            z = rows_made(z, kind == FINISHED, lambda rows: prior(channels_last(z[rows])))
         return z
 
 

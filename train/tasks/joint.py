@@ -32,7 +32,7 @@ from train.data.faces import Samples, open_pictures
 from train.data.fresh import Fresh
 from train.engine import checkpoints, optimizers
 from train.engine.loop import train
-from train.engine.parts import adapter_for_prior, averaged, decoder_of, first_prior, left_beside, named_vae, vae_of
+from train.engine.parts import adapter_for_prior, averaged, decoder_of, first_prior, left_beside, named_vae, rows_made, vae_of
 from train.engine.run import Collectives, collectives, command, held_out, join_processes
 from train.judges import losses
 from train.judges.losses import Critics, open_critics, open_identity
@@ -127,10 +127,8 @@ class JointTask:
         """Degraded and clean latents (B, C, h, w), by the second autoencoder for samples of that kind."""
         pictures = channels_last(torch.cat([batch["lq"], batch["hq"]]))
         z = self.vae.encode(pictures).float()
-        if self.second is not None:
-            rows = torch.nonzero(batch["kind"].repeat(2))[:, 0]
-            if len(rows):
-                z = z.index_copy(0, rows, self.second.encode(pictures[rows]).to(z))
+        if (second := self.second) is not None:
+            z = rows_made(z, batch["kind"].repeat(2), lambda rows: second.encode(pictures[rows]))
         z_lq, z_hq = z.chunk(2)
         return channels_last(z_lq), channels_last(z_hq)
 

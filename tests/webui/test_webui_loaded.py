@@ -4,7 +4,8 @@ Needs a webui that starts, and some seconds a case on a CPU:
 
     FORGE_ROOT=... FORGE_PYTHON=.../bin/python A1111_ROOT=... A1111_PYTHON=... pytest tests/webui/test_webui_loaded.py
 
-``WEBUI_CHECKPOINTS`` names a folder that keeps the random checkpoint between runs.
+NEO_, REFORGE_ and CLASSIC_ name the forks' in the same way. ``WEBUI_CHECKPOINTS`` names a folder that keeps the random
+checkpoint between runs.
 """
 
 from __future__ import annotations
@@ -39,10 +40,16 @@ from lafr_core.store import assets
 from lafr_webui.infotext import parse
 
 HOSTS = {
-    "forge": ["--always-cpu", "--skip-install"],
-    "a1111": ["--use-cpu", "all", "--no-half", "--precision", "full", "--skip-torch-cuda-test", "--skip-install"],
+    "forge": "--always-cpu --no-download-sd-model",
+    "a1111": "--use-cpu all --no-half --precision full --no-download-sd-model",
+    "neo": "--cpu",
+    "reforge": "--always-cpu --no-download-sd-model",
+    "classic": "--always-cpu --no-download-sd-model",
 }
-FLAGS = "--skip-prepare-environment --skip-python-version-check --skip-version-check --api --nowebui --no-download-sd-model"
+FLAGS = (
+    "--skip-prepare-environment --skip-python-version-check --skip-version-check --skip-torch-cuda-test --skip-install "
+    "--api --nowebui"
+)
 CASES: dict[str, dict[str, Any]] = {
     "one step": {},
     "one step, LoRA": {"lora": tiny_checkpoint.LORA},
@@ -56,7 +63,7 @@ MOST, MEAN = 2, 0.02
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not any(os.environ.get(f"{name.upper()}_PYTHON") for name in HOSTS):
-        pytest.skip("no webui to compare with: FORGE_PYTHON and A1111_PYTHON are not set")
+        pytest.skip("no webui to compare with: FORGE_PYTHON, A1111_PYTHON and the like are not set")
     pytest.importorskip("diffusers", reason="diffusers (lafr_core's own way to a checkpoint) is not installed")
     kept = os.environ.get("WEBUI_CHECKPOINTS")
     folder = Path(kept) if kept else tmp_path_factory.mktemp("checkpoint")
@@ -78,14 +85,15 @@ def url(request: pytest.FixtureRequest, files: Path, tmp_path_factory: pytest.Te
     data = tmp_path_factory.mktemp(request.param)
     (data / "extensions").mkdir()
     (data / "extensions" / "lafr").symlink_to(ROOT)
-    if request.param == "forge":
+    if request.param in tiny_checkpoint.NARROW:
         (data / "extensions" / "narrow" / "scripts").mkdir(parents=True)
-        (data / "extensions" / "narrow" / "scripts" / "narrow.py").write_text(tiny_checkpoint.FORGE_SCRIPT)
+        (data / "extensions" / "narrow" / "scripts" / "narrow.py").write_text(tiny_checkpoint.NARROW[request.param])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [python, "launch.py", *FLAGS.split(), *HOSTS[request.param], "--port", str(port), "--data-dir", str(data)]
-    command += ["--ckpt-dir", str(files), "--lora-dir", str(files)]
+    command = [python, "launch.py", *FLAGS.split(), *HOSTS[request.param].split(), "--port", str(port)]
+    checkpoints = "--ckpt-dirs" if request.param == "neo" else "--ckpt-dir"
+    command += ["--data-dir", str(data), checkpoints, str(files), "--lora-dir", str(files)]
     path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "COMMANDLINE_ARGS": ""}
     with (data / "log.txt").open("w") as log:

@@ -2,8 +2,8 @@
 
 ``python tiny_checkpoint.py FOLDER [CLIP_VOCABULARY.gz]`` writes ``lafr_tiny.safetensors`` (about 370 MB: the UNet has two of
 SD's four levels, at the least width that Forge takes for SD 1.x, the VAE is narrow, the text encoder is CLIP's own size),
-``lafr_tiny_lora.safetensors``, and for A1111 ``lafr_tiny.yaml`` and a tokenizer made of CLIP's vocabulary. Forge and lafr_core
-know the VAE's widths by heart: :data:`FORGE_SCRIPT` tells Forge, the test tells lafr_core.
+``lafr_tiny_lora.safetensors``, and for A1111 ``lafr_tiny.yaml`` and a tokenizer made of CLIP's vocabulary. Forge, its forks and
+lafr_core know the VAE's widths by heart: :data:`NARROW` tells the webuis, the test tells lafr_core.
 """
 
 from __future__ import annotations
@@ -227,12 +227,18 @@ def tokenizer(folder: Path, vocabulary: Path) -> None:
     )  # fmt: skip
 
 
-FORGE_SCRIPT = f"""from backend import loader
-known = loader.IntegratedAutoencoderKL.load_config
+_BACKEND = f"""from backend.nn.vae import IntegratedAutoencoderKL
+known = IntegratedAutoencoderKL.load_config
 narrow = {{"block_out_channels": {list(VAE_WIDTHS)}}}
-loader.IntegratedAutoencoderKL.load_config = classmethod(lambda cls, path, **values: {{**known(path, **values), **narrow}})
+IntegratedAutoencoderKL.load_config = classmethod(lambda cls, path, **values: {{**known(path, **values), **narrow}})
 """
-"""A script of an extension for Forge, which takes the VAE's sizes from a file of its own."""
+_LDM_PATCHED = f"""from ldm_patched.modules import sd
+known = sd.AutoencoderKL
+narrow = {{"ch": {VAE_WIDTHS[0]}, "ch_mult": {[width // VAE_WIDTHS[0] for width in VAE_WIDTHS]}}}
+sd.AutoencoderKL = lambda ddconfig, **values: known(ddconfig={{**ddconfig, **narrow}}, **values)
+"""
+NARROW = {"forge": _BACKEND, "neo": _BACKEND, "reforge": _LDM_PATCHED, "classic": _LDM_PATCHED}
+"""A script of an extension for each webui that knows the VAE's sizes by heart. A1111 reads them from the YAML."""
 
 YAML = """model:
   target: ldm.models.diffusion.ddpm.LatentDiffusion

@@ -299,13 +299,13 @@ PICTURE_SHOWN = "[...document.querySelectorAll('img')].some(i=>i.src.includes('/
 
 async def help_page(page: browser.Page, heading: str) -> None:
     """Select a node and open its help: our page with its picture, not the frontend's generic one."""
-    await page.until(SELECT)
+    press = f"{SELECT} && {PRESS_HELP}"  # selected anew each time: a new language draws the nodes again
     shown = f"document.body.innerText.includes({heading!r})"
-    await page.until(PRESS_HELP, seconds=30)
+    await page.until(press, seconds=60)
     try:
         await page.until(shown, seconds=30)
     except AssertionError:  # older frontends' button closes a page that is open
-        await page.until(PRESS_HELP, seconds=30)
+        await page.until(press, seconds=60)
         await page.until(shown, seconds=30)
     await page.until(PICTURE_SHOWN, seconds=30)
 

@@ -105,6 +105,22 @@ def merge(faces: Sequence[Face]) -> list[Face]:
     return [faces[i] for i in keep.tolist()]
 
 
+def distinct(faces: Sequence[Face]) -> list[Face]:
+    """The faces without those whose landmarks an earlier one has within a quarter of its eyes' distance, on average: several
+    boxes may hold one face, and boxes tell nothing of that when one is much the larger.
+    """
+    kept: list[Face] = []
+    for face in faces:
+        if not any(_apart(face, other) < 0.25 * math.dist(*other.landmarks[:2]) for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _apart(face: Face, other: Face) -> float:
+    """Mean distance of two faces' landmarks in pixels."""
+    return sum(map(math.dist, face.landmarks, other.landmarks)) / len(face.landmarks)
+
+
 def usable(face: Face) -> bool:
     """Whether a similarity can be fitted to the landmarks: finite, and not all in one place."""
     values = [v for point in face.landmarks for v in point] + list(face.box)

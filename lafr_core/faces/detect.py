@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..geometry import compose, transform
 from ..settings import RestoreSettings, options
 from ..types import Box, Detector, Face, Matrix, Progress, ignore_progress, to_unit
-from .boxes import five, merge, overlap, usable
+from .boxes import distinct, five, merge, overlap, usable
 
 BOX_CONTEXT = 0.6
 """How far beyond a hand-given box the detector looks, as a share of the box on each side."""
@@ -74,8 +74,9 @@ def find_faces(
 
     images: (B, 3, H, W) RGB, float in [0, 1] or as files store it (uint8, uint16), any device. boxes: per photo, hand-given
     face boxes that replace the search there (score 1.0, filtered and ordered like found ones); one that covers no face is told
-    of and left alone. Faces are ordered by image row, then by ``settings.sort``; ``image_index`` is set, ``matrix`` is None. An
-    upside-down face keeps its own left and right: the crop turns it upright.
+    of and left alone, several around one face count as the first of them. Faces are ordered by image row, then by
+    ``settings.sort``; ``image_index`` is set, ``matrix`` is None. An upside-down face keeps its own left and right: the crop
+    turns it upright.
     Raises InputError when ``boxes`` does not hold one list a photo or a box is empty or outside the photo.
     """
     if images.ndim != 4 or images.shape[1] != 3:
@@ -93,7 +94,7 @@ def find_faces(
             found = search(image, detector, settings)
         else:
             looks = [(box, face_in_box(image, check_box(box, size), detector, settings)) for box in boxes[row]]
-            found = [face for _, face in looks if face is not None]
+            found = distinct([face for _, face in looks if face is not None])
             faceless += [(row, box) for box, face in looks if face is None]
         faces += [replace(face, image_index=row, matrix=None) for face in select(found, size, settings)]
         counts.append(len(found))

@@ -262,6 +262,14 @@ def test_a_box_that_covers_no_face_is_told_of_and_not_restored() -> None:
     assert found.counts == (1, 1)
 
 
+def test_two_boxes_around_one_face_are_one_face() -> None:
+    """A detector without suppression gives such boxes; the first counts. Two faces side by side stay two."""
+    tight, wide, other = (59.0, 4.0, 101.0, 46.0), (50.0, 0.0, 108.0, 55.0), (9.0, 59.0, 31.0, 81.0)
+    assert [face.box for face in find(PHOTO, boxes=[tight, wide])] == [tight]
+    assert [face.box for face in find(PHOTO, boxes=[wide, other, tight])] == [wide, other]
+    assert find_faces(PHOTO[None], MarkDetector(), RestoreSettings(), boxes=[[tight, wide, other]]).counts == (2,)
+
+
 def test_the_box_that_a_browser_sends_by_itself_restores_nothing() -> None:
     """ComfyUI 0.33 sends {0, 0, 512, 512} for a box nobody drew: no face, however many small ones lie in it."""
     assert find(PHOTO, boxes=[(0.0, 0.0, 512.0, 512.0)]) == []

@@ -188,7 +188,8 @@ def _opened(
         )
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     name = f"{path.name} + {Path(lora).name}" if lora is not None else path.name
-    return _Opened(unet.to(device, dtype), embedding.to(device, dtype), prediction, timestep, name)
+    nn.Module.to(unet, device, dtype)  # diffusers' own warns of modules to be kept in float32 even where there are none
+    return _Opened(unet, embedding.to(device, dtype), prediction, timestep, name)
 
 
 def load_unet(path: Path) -> nn.Module:

@@ -185,7 +185,7 @@ def commands(out: Path, faces: Path) -> dict[str, list[str]]:
     export = lambda name: [*train, "export", "--checkpoint", str(out / "run"), "--stage", name, "--out", str(out / "models")]
     restore = [
         python, "-m", "lafr_core", "restore", str(out / "photo.png"), "--checkpoint", file, "--adapter",
-        str(out / "models" / "adapter.safetensors"), "--box", "60,40,450,470", "--device", "cpu", "--overwrite",
+        str(out / "models" / "adapter.safetensors"), "--device", "cpu", "--overwrite",
     ]  # fmt: skip
     return {
         "checkpoint": [python, me, str(out), "--part", "checkpoint"],
@@ -211,10 +211,10 @@ def part(name: str, out: Path) -> None:
     if name == "checkpoint":
         from PIL import Image
 
-        from train.data.drawn import draw_face
+        from lafr_core.store import assets
 
         checkpoint(file)
-        Image.fromarray((draw_face(5, 512) * 255).astype("uint8")).save(out / "photo.png")
+        Image.open(assets.sample("portrait")).convert("RGB").resize((384, 384)).save(out / "photo.png")
     elif name == "ours":
         ours(file, lora, wanted)
     elif name == "diffusers":

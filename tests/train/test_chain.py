@@ -67,6 +67,17 @@ def test_a_trained_lora_finishes_a_photo_in_one_step_and_the_checkpoint_alone_in
     assert code != 0 and "one step needs the LAFR LoRA" in capsys.readouterr().err
 
 
+def test_a_checkpoint_opens_without_a_word_from_diffusers(trained: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    file, out = trained
+    logging = pytest.importorskip("diffusers").utils.logging
+    logging.enable_propagation()
+    try:
+        open_sd_prior(file, lora=out / "lafr_lora.safetensors", dtype=torch.float32)
+    finally:
+        logging.disable_propagation()
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("name", ["lafr_lora.safetensors", "lafr_lora_diffusers.safetensors"])
 def test_diffusers_finishes_with_the_same_two_files(trained: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     """Its own reader of single files and its own LoRA loader give our prior's output (test_lora_hosts has ComfyUI's)."""

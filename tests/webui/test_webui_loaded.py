@@ -92,8 +92,14 @@ def url(request: pytest.FixtureRequest, files: Path, tmp_path_factory: pytest.Te
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [python, "launch.py", *FLAGS.split(), *HOSTS[request.param].split(), "--port", str(port)]
-    checkpoints = "--ckpt-dirs" if request.param == "neo" else "--ckpt-dir"
-    command += ["--data-dir", str(data), checkpoints, str(files), "--lora-dir", str(files)]
+    command += ["--data-dir", str(data), "--lora-dir", str(files)]
+    if request.param == "neo":  # it would take the LoRA for the first of its checkpoints
+        (data / "models" / "Stable-diffusion").mkdir(parents=True)
+        (data / "models" / "Stable-diffusion" / f"{tiny_checkpoint.NAME}.safetensors").symlink_to(
+            files / f"{tiny_checkpoint.NAME}.safetensors"
+        )
+    else:
+        command += ["--ckpt-dir", str(files)]
     path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "COMMANDLINE_ARGS": ""}
     with (data / "log.txt").open("w") as log:

@@ -70,8 +70,11 @@ class Motion:
     """Light from the side: difference of the gain between left and right."""
 
 
-def motions(generator: np.random.Generator, frames: int) -> list[Motion]:
-    """A head's course: slow sway, a jerk in the middle third, two blinks, speech, light."""
+def motions(generator: np.random.Generator, frames: int, approach: float = 1.0) -> list[Motion]:
+    """A head's course: slow sway, a jerk in the middle third, two blinks, speech, light.
+
+    approach: how many times as small as at its end the face is at its beginning, where it stays for a third of the clip.
+    """
     t = np.arange(frames) / 25.0
     phase = generator.uniform(0, 2 * math.pi, 8)
     jerk = 1 / (1 + np.exp(-(np.arange(frames) - frames * 0.55) / 1.3))
@@ -80,6 +83,8 @@ def motions(generator: np.random.Generator, frames: int) -> list[Motion]:
     dy = 8 * np.sin(1.9 * t + phase[1]) + 16 * (jerk - back)
     roll = 0.08 * np.sin(1.1 * t + phase[2]) + 0.06 * (jerk - back)
     size = generator.uniform(*FACE) * (1 + 0.05 * np.sin(0.8 * t + phase[3]))
+    nearer = np.clip((np.arange(frames) / frames - 0.33) / 0.45, 0, 1)
+    size = size * approach ** (nearer - 1)
     turn, nod = 7 * np.sin(1.5 * t + phase[4]) + 7 * (jerk - back), 5 * np.sin(1.7 * t + phase[5])
     blink = sum(np.exp(-(((np.arange(frames) - frames * at) / 2.0) ** 2)) for at in (0.22, 0.66))
     mouth = np.clip(np.sin(9 * t + phase[6]), 0, 1) * (0.5 + 0.5 * np.sin(2.3 * t))
@@ -216,14 +221,14 @@ def spoiled(sharp: Tensor, generator: torch.Generator, noise: float, blur: float
     return coded((low + noise * grain).clamp(0, 1), crf)
 
 
-def samples(data: Path, count: int, frames: int, only: int = -1) -> Iterator[Sample]:
+def samples(data: Path, count: int, frames: int, only: int = -1, approach: float = 1.0) -> Iterator[Sample]:
     """``count`` clips, spread over the validation photos: in turn mildly, fairly and badly spoiled; or just one of them."""
     photos = read_split(data, "val")
     for number, photo in enumerate(photos[:: max(1, len(photos) // count)][:count]):
         if only not in (-1, number):
             continue
         generator = np.random.default_rng([417, number])
-        course = motions(generator, frames)
+        course = motions(generator, frames, approach)
         portrait = torch.tensor(load_pixels(photo)).permute(2, 0, 1).float() / 255
         sharp = torch.stack([rendered(portrait, photo.matrix, motion) for motion in course])
         hard = number % 3

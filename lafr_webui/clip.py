@@ -28,7 +28,7 @@ from lafr_core.video.restore import RestoredFrame, Survey, restored_frames, surv
 from . import engine, host, restorer
 from .infotext import report
 from .restorer import Result
-from .settings import Request
+from .settings import EngineSettings, Request
 
 ALONE = "restored alone, not as a frame of a clip"
 
@@ -89,7 +89,7 @@ def _frame(image: Image.Image, request: Request, reference: Image.Image | None, 
         if not (_sessions and _sessions[0].goes_on(key, path)):
             _sessions.clear()
             clip = PictureFiles(files, (image.height, image.width), read)
-            _sessions.append(_begun(key, clip, files.index(path), request.engine.steadiness, opened, progress))
+            _sessions.append(_begun(key, clip, files.index(path), request.engine, opened, progress))
         (session,) = _sessions
         session.given = session.clip.paths.index(path)
         done = next(frame for frame in session.frames if frame.frame.index == session.given)
@@ -106,12 +106,12 @@ def _frame(image: Image.Image, request: Request, reference: Image.Image | None, 
 
 
 def _begun(
-    key: tuple[Any, ...], clip: PictureFiles, start: int, steadiness: float, opened: engine.Opened, progress: Progress
+    key: tuple[Any, ...], clip: PictureFiles, start: int, how: EngineSettings, opened: engine.Opened, progress: Progress
 ) -> Session:
     """The batch looked through, and its frames from number ``start`` on."""
     models, settings, people = opened.models, opened.settings, opened.references
-    known = survey(clip, models, settings, steadiness, references=people, progress=progress)
-    frames = restored_frames(clip, known, models, settings, steadiness, start=start, references=people, progress=progress)
+    known = survey(clip, models, settings, how.steadiness, best_frames=how.best_frames, references=people, progress=progress)
+    frames = restored_frames(clip, known, models, settings, how.steadiness, start=start, references=people, progress=progress)
     return Session(key, clip, known, frames)
 
 

@@ -10,7 +10,7 @@ from . import engine, host, panel
 from .settings import Request, options
 
 SECTION = ("lafr", "LAFR")
-NOT_HERE = ("identity", "steadiness")
+NOT_HERE = ("identity", "steadiness", "best_frames")
 """Settings without effect where there is no reference photo and no batch."""
 
 

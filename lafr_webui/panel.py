@@ -21,7 +21,7 @@ MAIN: Rows = (("fidelity", "strength"), ("detail", "color"))
 IDENTITY: Rows = (("identity", "identity_warning"),)
 FACES: Rows = (("faces", "top_k"), ("sort", "threshold"), ("min_face", "max_face"))
 ENGINE: Rows = (("engine", "lora"), ("steps", "timestep"), ("denoise", "seed"))
-CLIP: Rows = (("steadiness",),)
+CLIP: Rows = (("steadiness", "best_frames"),)
 ADVANCED: Rows = (("detector", "detect_side"), ("rotate", "small_faces"), ("mask", "feather"), ("grain", "batch_size"))
 
 NARROWEST = 260

@@ -14,6 +14,7 @@ from lafr_core import settings as core
 from lafr_core.errors import SettingsError
 from lafr_core.pipeline import REFERENCE_WEIGHT
 from lafr_core.settings import Option, RestoreSettings, option
+from lafr_core.video.settings import ClipSettings
 
 ENGINES = ("starter", "checkpoint")
 
@@ -58,6 +59,12 @@ class EngineSettings:
         0.0, "Steadiness",
         "Batch from Directory: the pictures are the frames of one clip, file order is time; faces are followed and held still. "
         "0 = every picture on its own, 0.7 = what LAFR uses for clips, 1 = steadiest. Leave Upscale off with it.",
+        low=0.0, high=1.0, step=0.05,
+    )  # fmt: skip
+    best_frames: float = option(
+        ClipSettings().best_frames, "Best frames",
+        "With steadiness: how much the frames in which a face is seen best (near, sharp) lend to those in which the same face "
+        "is seen much worse; 0 = nothing. Does nothing to a face that has a reference photo.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
 

@@ -55,7 +55,7 @@ class RestoreClip(io.ComfyNode):  # type: ignore[misc]
             "Restores the faces in the frames of one clip and holds them still: every face is followed from frame to frame.",
             [
                 io.Image.Input("image", tooltip="The frames of one clip, in their order."),
-                *restoring_inputs(("steadiness",)),
+                *restoring_inputs(("steadiness", "best_frames"), advanced=("best_frames",)),
             ],
             [
                 io.Image.Output(
@@ -72,6 +72,7 @@ class RestoreClip(io.ComfyNode):  # type: ignore[misc]
         cls,
         image: Tensor,
         steadiness: float,
+        best_frames: float,
         timestep: int,
         model: Any = None,
         vae: Any = None,
@@ -79,7 +80,9 @@ class RestoreClip(io.ComfyNode):  # type: ignore[misc]
         **values: Any,
     ) -> Any:
         settings, models, mask_note = prepared(values, timestep, model, vae, adapter)
-        result = restore_batch(to_images(image), models, settings, steadiness, progress=telling(host_progress()))
+        result = restore_batch(
+            to_images(image), models, settings, steadiness, best_frames=best_frames, progress=telling(host_progress())
+        )
         return io.NodeOutput(to_image(result.images, like=image), told(clip_text(result), models, mask_note))
 
 

@@ -95,7 +95,9 @@ def _path(video: Any, folder: Path) -> Path:
 def _frames(video: Any, models: Models, settings: RestoreSettings, how: ClipSettings, progress: Progress) -> tuple[Any, str]:
     """A video whose frames are in memory already; Save Video codes them once."""
     parts = video.get_components()
-    result = restore_batch(to_images(parts.images), models, settings, how.steadiness, progress=progress)
+    result = restore_batch(
+        to_images(parts.images), models, settings, how.steadiness, best_frames=how.best_frames, progress=progress
+    )
     restored = replace(parts, images=to_image(result.images, like=parts.images))
     return InputImpl.VideoFromComponents(restored), clip_text(result)
 

@@ -194,14 +194,21 @@ def _face(picture: Tensor) -> Tensor:
 
 
 def bands(picture: Tensor) -> Tensor:
-    """Luma (B, 1, H, W) -> (B, OCTAVES): RMS of each octave of the face, finest first (the Laplacian pyramid of Burt, 1983)."""
+    """Luma (B, 1, H, W) -> (B, OCTAVES): RMS of each of the :func:`octaves`, finest first."""
+    levels = [octave.square().mean((1, 2, 3)).sqrt() for octave in octaves(picture, OCTAVES)]
+    return torch.stack(levels, dim=1).clamp_min(1e-5)
+
+
+def octaves(picture: Tensor, count: int) -> list[Tensor]:
+    """The face in luma (B, 1, H, W), taken apart into details of 2, 4, ... pixels, each half as large as the one before (the
+    Laplacian pyramid of Burt, 1983)."""
     levels = []
-    for _ in range(OCTAVES):
+    for _ in range(count):
         half = F.interpolate(picture, scale_factor=0.5, mode="bilinear", antialias=True)
         back = F.interpolate(half, size=picture.shape[-2:], mode="bilinear", align_corners=False)
-        levels.append(_face(picture - back).square().mean((1, 2, 3)).sqrt())
+        levels.append(_face(picture - back))
         picture = half
-    return torch.stack(levels, dim=1).clamp_min(1e-5)
+    return levels
 
 
 def _noise(picture: Tensor) -> Tensor:

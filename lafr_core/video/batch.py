@@ -52,18 +52,20 @@ def restore_sequence(
     settings: RestoreSettings,
     steadiness: float,
     *,
+    best_frames: float = 0.0,
     references: References = NO_REFERENCES,
     progress: Progress = ignore_progress,
 ) -> Iterator[RestoredBatch]:
     """The frames of one clip, restored, one after the other in their order: memory does not grow with their number.
 
     frames: see :class:`BatchClip`; each is asked for twice, in order, first to find and follow faces through the whole clip,
-    then to restore them. Each result has one row, as from :func:`lafr_core.pipeline.restore_faces`; at steadiness 0 frames
-    come out as from that function, bit for bit. The settings that choose faces choose tracks. Raises SettingsError, InputError,
-    and what ``progress`` raises to stop.
+    then to restore them. best_frames: how much those in which a face is seen best lend to those in which it is seen much
+    worse, 0 (nothing) to 1; those few are asked for once more, with their neighbours. Each result has one row, as from
+    :func:`lafr_core.pipeline.restore_faces`; at steadiness 0 frames come out as from that function, bit for bit. The settings
+    that choose faces choose tracks. Raises SettingsError, InputError, and what ``progress`` raises to stop.
     """
     clip = BatchClip(frames)
-    known = survey(clip, models, settings, steadiness, references=references, progress=progress)
+    known = survey(clip, models, settings, steadiness, best_frames=best_frames, references=references, progress=progress)
     for done in restored_frames(clip, known, models, settings, steadiness, references=references, progress=progress):
         after = done.frame.pixels()[None]
         mask = after.new_zeros((1, *after.shape[-2:])) if done.mask is None else done.mask
@@ -76,6 +78,7 @@ def restore_batch(
     settings: RestoreSettings,
     steadiness: float,
     *,
+    best_frames: float = 0.0,
     references: References = NO_REFERENCES,
     progress: Progress = ignore_progress,
 ) -> RestoredBatch:
@@ -84,7 +87,9 @@ def restore_batch(
     check_images(images)
     out, masks = images.clone(), images.new_zeros((len(images), 1, *images.shape[-2:]))
     faces: list[Face] = []
-    rows = restore_sequence(images, models, settings, steadiness, references=references, progress=progress)
+    rows = restore_sequence(
+        images, models, settings, steadiness, best_frames=best_frames, references=references, progress=progress
+    )
     for index, done in enumerate(rows):
         if done.faces:
             out[index], masks[index] = done.images[0].to(images), done.masks[0].to(images)

@@ -52,6 +52,11 @@ class Glimpse:
     to_crop: Motion
     """From the frame's pixels to the crop's."""
 
+    def at(self, side: int) -> Motion:
+        """From the frame's pixels to those of the same crop with another side."""
+        k = side / SIDE
+        return self.to_crop.then(Motion(complex(k), complex(k - 1, k - 1) / 2))
+
 
 def glimpse(pixels: Tensor, face: Face) -> Glimpse:
     """The face of a frame (3, H, W), cut out at its landmarks."""

@@ -6,9 +6,12 @@ end before its first frame is restored: nothing lags, short phantoms never appea
 
 from __future__ import annotations
 
+import copy
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -24,9 +27,10 @@ from ..geometry import CROP_SIZE, scale_of
 from ..pipeline import NO_REFERENCES, References, judged, restore_faces, restore_pixels
 from ..settings import RestoreSettings
 from ..types import Face, Models, Progress, ignore_progress
+from .album import Album
 from .frames import Clip, Frame
 from .steady import calmed, fuse_at, reach_of, resized, without_lattice, working_side
-from .tracks import Track, Tracker, chosen, fade, smoothed
+from .tracks import Track, Tracker, chosen, fade, helping, smoothed
 
 LANDMARK_REACH = 6
 """Frames to each side over which landmarks are smoothed at steadiness 1."""
@@ -48,6 +52,8 @@ class Survey:
     """Frames with which a new scene begins."""
     faults: tuple[tuple[int, str], ...] = ()
     """Frames that are damaged, and how: they are passed through."""
+    best_frames: float = 0.0
+    """How much a track's best frames lend where they lend most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +74,21 @@ def survey(
     settings: RestoreSettings,
     steadiness: float,
     *,
+    best_frames: float = 0.0,
     references: References = NO_REFERENCES,
     progress: Progress = ignore_progress,
 ) -> Survey:
     """The first pass: every frame looked at once. Raises ClipError, Cancelled through ``progress``.
 
-    references: people whose photos help; each track takes the one that its mean embedding is most like, if likely.
+    best_frames: how much a track's best frames are to lend to those that are clearly worse, 0 (nothing) to 1. references:
+    people whose photos help; each track takes the one that its mean embedding is most like, if likely, and then lends itself
+    nothing.
     """
     check_steadiness(steadiness)
-    tracker, times, faults = Tracker(), array("q"), []
+    if not 0.0 <= best_frames <= 1.0:
+        raise SettingsError(f"best_frames: expected 0 to 1, got {best_frames!r}")
+    closely = steadiness > 0 and best_frames > 0 and models.embedder is not None
+    tracker, times, faults = Tracker(closely), array("q"), []
     size = (0, 0)
     for frame in clip.frames():
         pixels = frame.pixels()
@@ -97,8 +109,10 @@ def survey(
         progress("look", frame.index + 1, max(clip.info.frames, frame.index + 1))
     tracks = tracker.finish()
     wanted = [replace(track, lender=_lender(track, references)) for track in chosen(tracks, size, settings)]
+    wanted = [helping(track) if closely and track.lender < 0 else track for track in wanted]
     reach = round(LANDMARK_REACH * steadiness)
-    return Survey(tuple(smoothed(track, reach) for track in wanted), times, len(tracks), tracker.cuts, tuple(faults))
+    steady = tuple(smoothed(track, reach) for track in wanted)
+    return Survey(steady, times, len(tracks), tracker.cuts, tuple(faults), best_frames)
 
 
 def _lender(track: Track, references: References) -> int:
@@ -138,7 +152,7 @@ def restored_frames(
     if steadiness == 0:
         yield from _one_by_one(clip, known, models, settings, start, end, references, progress)
         return
-    window = _Window(known, models, settings, references, steadiness, start, end)
+    window = _Window(clip, known, models, settings, references, steadiness, start, end)
     for frame in clip.frames(window.first, known.times):
         if frame.index >= window.last:
             break
@@ -184,6 +198,23 @@ def _enlarged(track: Track) -> float:
     return min(scale_of(matrix) for matrix in matrices if matrix is not None)
 
 
+def _seen_again(clip: Clip, times: Sequence[int], steadiness: float, track: Track, index: int) -> Tensor | None:
+    """A track's crop (3, 512, 512) in frame ``index``, read anew and cleaned with its neighbours'; None where it is not to be
+    had any more."""
+    near = reach_of(steadiness)
+    first, last = max(track.start, index - near), min(track.stop - 1, index + near)
+    crops: dict[int, Tensor] = {}
+    # A copy of the clip: the reader that is under way goes on counting its faults.
+    for frame in takewhile(lambda frame: frame.index <= last, copy.copy(clip).frames(first, times)):
+        face = track.face(frame.index)
+        if face is not None and not frame.fault:
+            crops[frame.index] = crop_faces(frame.pixels()[None], [place(face)])[0]
+    if index not in crops:
+        return None
+    side = working_side(CROP_SIZE, _enlarged(track))
+    return fuse_at(torch.stack(list(crops.values())), list(crops).index(index), steadiness, side)
+
+
 @dataclass(eq=False)
 class _Held:
     """One frame in the window, and what is known of each of its faces so far, by track number."""
@@ -205,8 +236,8 @@ class _Window:
     """
 
     def __init__(
-        self, known: Survey, models: Models, settings: RestoreSettings, references: References, steadiness: float, start: int,
-        end: int,
+        self, clip: Clip, known: Survey, models: Models, settings: RestoreSettings, references: References, steadiness: float,
+        start: int, end: int,
     ) -> None:  # fmt: skip
         self.tracks = {track.number: track for track in known.tracks}
         people = references.people
@@ -220,6 +251,8 @@ class _Window:
         self.clean_end, self.end = min(total, end + self.near), end
         self.next_clean, self.next_done = max(0, start - self.near), start
         self.held: dict[int, _Held] = {}
+        seen = partial(_seen_again, clip, known.times, steadiness)
+        self.album = Album(seen, models.embedder, known.best_frames)
 
     def add(self, frame: Frame) -> Iterator[RestoredFrame]:
         """Take the next frame in; give those that are done."""
@@ -263,15 +296,24 @@ class _Window:
         for number in held.crops:
             crops, middle = self._series(index, number, "crops")
             held.fused[number] = fuse_at(crops, middle, self.steadiness, self._side(number))
-        numbers = list(held.fused)
-        for at in range(0, len(numbers), self.settings.batch_size):
-            batch = numbers[at : at + self.settings.batch_size]
+        self.album.forget(index)
+        own = {
+            number: lent
+            for number, crop in held.fused.items()
+            if (lent := self.album.lent(self.tracks[number], index, crop.to(self.models.device, torch.float32)))
+        }
+        numbers = [number for number in held.fused if number not in own]
+        size = self.settings.batch_size
+        batches = [numbers[at : at + size] for at in range(0, len(numbers), size)] + [[number] for number in own]
+        for batch in batches:
             crops = torch.stack([held.fused[number] for number in batch]).to(self.models.device, torch.float32)
+            lenders, weight = [self.lenders[number] for number in batch], self.weight
+            if batch[0] in own:  # alone: each of these is lent differently
+                lenders, weight = [own[batch[0]].person], own[batch[0]].weight
             with torch.no_grad():
                 out = restore_pixels(
-                    crops, self.models, self.settings.fidelity, self.settings.detail,
-                    lenders=[self.lenders[number] for number in batch], weight=self.weight,
-                )  # fmt: skip
+                    crops, self.models, self.settings.fidelity, self.settings.detail, lenders=lenders, weight=weight
+                )
                 changes = color.match_color(out, crops, self.settings.color) - crops
                 changes = without_lattice(changes, self.models.vae.spec.factor)
             for number, change in zip(batch, changes, strict=True):

@@ -127,7 +127,10 @@ def restore_clip(
 
     try:
         known = work.known(
-            lambda: survey(clip, models, settings, how.steadiness, references=references, progress=progress), waits
+            lambda: survey(
+                clip, models, settings, how.steadiness, best_frames=how.best_frames, references=references, progress=progress
+            ),
+            waits,
         )
         _restore_segments(work, clip, target, known, models, settings, how, references, team, progress)
         waits.one()
@@ -418,6 +421,7 @@ def _save_survey(file: Path, known: Survey) -> None:
         np.savez(
             stream,
             times=np.asarray(known.times, dtype=np.int64),
+            best_frames=np.asarray(known.best_frames),
             found=np.asarray(known.found),
             cuts=np.asarray(known.cuts, dtype=np.int64),
             faults=np.frombuffer(json.dumps(known.faults).encode(), dtype=np.uint8),
@@ -432,5 +436,5 @@ def _load_survey(file: Path) -> Survey:
     except (OSError, ValueError, KeyError) as error:
         raise ClipError(f"{file}: cannot be read ({error}); restore the clip again without --resume") from error
     faults = tuple((int(i), str(why)) for i, why in json.loads(arrays["faults"].tobytes()))
-    times = array("q", arrays["times"].tolist())
-    return Survey(tuple(from_arrays(arrays)), times, int(arrays["found"]), tuple(arrays["cuts"].tolist()), faults)
+    times, cuts = array("q", arrays["times"].tolist()), tuple(arrays["cuts"].tolist())
+    return Survey(tuple(from_arrays(arrays)), times, int(arrays["found"]), cuts, faults, float(arrays["best_frames"]))

@@ -19,6 +19,12 @@ class ClipSettings:
         "How far a face is held still from frame to frame: 0 = every frame restored alone, as a photo; 1 = steadiest.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
+    best_frames: float = option(
+        0.0, "Best frames",
+        "How much the frames in which a face is seen best (near, sharp) lend to those in which the same face is seen much "
+        "worse: 0 = nothing, 1 = all they can. Does nothing at steadiness 0, and to a face that has a reference photo.",
+        low=0.0, high=1.0, step=0.05,
+    )  # fmt: skip
     codec: str = option(
         "auto", "Codec",
         "auto = h264, or ffv1 for clips with transparency. ffv1 is lossless: what was not restored keeps its very pixels.",

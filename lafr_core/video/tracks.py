@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..faces.boxes import five, overlap
 from ..types import Face
+from .best import MOST, SIDE, fineness, helpers
 from .motion import Glimpse, between, glimpse
 
 SAME_PLACE = 0.3
@@ -49,9 +50,13 @@ Embed = Callable[[Face], Tensor | None]
 """One face of the current frame -> its unit vector (D,), or None when there is no embedder."""
 
 
+def _nothing() -> Array:
+    return np.zeros(0, dtype=np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One face over consecutive frames: 77 bytes a frame, so that hours fit into memory."""
+    """One face over consecutive frames: 81 bytes a frame, so that hours fit into memory."""
 
     number: int
     """Place in the chosen order, from 0: what the setting ``faces`` names."""
@@ -70,6 +75,12 @@ class Track:
     """Mean embedding (D,), a unit vector; None without an embedder, and for tracks read from a file."""
     lender: int = -1
     """Place of its reference person among those given; -1 = nobody's."""
+    fineness: Array = field(default_factory=_nothing)
+    """(n,) :func:`~lafr_core.video.best.fineness`, NaN where unknown; empty where nobody looked, and later on."""
+    best: tuple[int, ...] = ()
+    """Numbers of those of its frames that help others."""
+    helped: Array = field(default_factory=_nothing)
+    """(n,) in [0, 1]: how much they lend to each frame; empty where none helps."""
 
     @property
     def stop(self) -> int:
@@ -110,6 +121,7 @@ class _Open:
     rows: list[Array] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     steps: list[tuple[complex, complex]] = field(default_factory=list)
+    fineness: list[float] = field(default_factory=list)
     last: Glimpse | None = None
     """What was seen of the face in the frame before this one."""
     person: Tensor | None = None
@@ -126,9 +138,14 @@ class _Open:
 
 
 class Tracker:
-    """Frames in, in order, one after the other; tracks out at the end."""
+    """Frames in, in order, one after the other; tracks out at the end.
 
-    def __init__(self) -> None:
+    closely: whether it is measured, too, how much of the face each frame shows.
+    """
+
+    def __init__(self, closely: bool = False) -> None:
+        self._closely = closely
+        self._before: Tensor | None = None
         self._open: list[_Open] = []
         self._closed: list[_Open] = []
         self._cuts: list[int] = []
@@ -152,6 +169,7 @@ class Tracker:
                 track.rows.append(track.rows[-1])
                 track.scores.append(0.0)
                 track.steps.append(UNKNOWN)
+                track.fineness.append(math.nan)
                 track.last = None
                 track.missed += 1
         ended = [track for track in self._open if track.missed > LONGEST_GAP]
@@ -163,6 +181,7 @@ class Tracker:
                 track = _Open(self.frames, fade_in=not at_edge)
                 self._open.append(track)
                 self._extend(track, face, embed, pixels)
+        self._before = pixels if self._closely else None
         self.frames += 1
 
     def finish(self) -> list[Track]:
@@ -229,6 +248,10 @@ class Tracker:
         seen_now = glimpse(pixels, face)
         step = None if track.last is None else between(track.last, seen_now)
         track.steps.append(UNKNOWN if step is None else (step.turn, step.shift))
+        if step is None or self._before is None:
+            track.fineness.append(math.nan)
+        else:
+            track.fineness.append(fineness(self._before, pixels, seen_now.at(SIDE), step))
         track.last = seen_now
         track.rows.append(_row(face))
         track.scores.append(max(1e-6, face.score))
@@ -238,6 +261,7 @@ class Tracker:
         for track in tracks:
             seen = len(track.rows) - track.missed
             track.rows, track.scores, track.steps = track.rows[:seen], track.scores[:seen], track.steps[:seen]
+            track.fineness = track.fineness[:seen]
             track.last = None
             track.fade_out = fade_out or track.missed > 0
             self._closed.append(track)
@@ -270,7 +294,8 @@ def _filled(track: _Open, number: int) -> Track:
     filled = np.stack([np.interp(frames, known, flat[known, k]) for k in range(flat.shape[1])], axis=1)
     places = filled.reshape(points.shape).astype(np.float32)
     steps = np.asarray(track.steps, dtype=np.complex64)
-    return Track(number, track.start, places, scores, steps, track.fade_in, track.fade_out, track.person)
+    fine = np.asarray(track.fineness, dtype=np.float32)
+    return Track(number, track.start, places, scores, steps, track.fade_in, track.fade_out, track.person, fineness=fine)
 
 
 # --- smoothing ---
@@ -358,6 +383,17 @@ def _trusted(points: Points, steps: Points, found: NDArray[np.bool_]) -> NDArray
 # --- choosing ---
 
 
+def helping(track: Track) -> Track:
+    """The track with its best frames chosen, and how much they are to lend to each frame; it forgets what was measured."""
+    best, helped = helpers(track.fineness)
+    return replace(
+        track,
+        best=tuple(track.start + frame for frame in best),
+        helped=helped if best else _nothing(),
+        fineness=_nothing(),
+    )
+
+
 def fade(track: Track, frame: int, length: int) -> float:
     """Strength of the track in a frame, in (0, 1]: it rises and falls over ``length`` frames where the face comes and goes."""
     rise = (frame - track.start + 1) / (length + 1) if track.fade_in else 1.0
@@ -396,16 +432,21 @@ def as_arrays(tracks: Sequence[Track]) -> dict[str, NDArray[Any]]:
         "numbers": np.asarray([t.number for t in tracks], dtype=np.int64),
         "lenders": np.asarray([t.lender for t in tracks], dtype=np.int64),
         "fades": np.asarray([(t.fade_in, t.fade_out) for t in tracks], dtype=bool).reshape(-1, 2),
+        "best": np.asarray([(*t.best, *[-1] * MOST)[:MOST] for t in tracks], dtype=np.int64).reshape(-1, MOST),
+        "helped": np.concatenate([_nothing(), *(t.helped for t in tracks)]),
     }
 
 
 def from_arrays(arrays: dict[str, NDArray[Any]]) -> list[Track]:
     """See :func:`as_arrays`."""
-    tracks, at = [], 0
-    rows = [arrays[name].tolist() for name in ("numbers", "start", "length", "fades", "lenders")]
-    for number, start, length, (fade_in, fade_out), lender in zip(*rows, strict=True):
+    tracks, at, helped_at = [], 0, 0
+    rows = [arrays[name].tolist() for name in ("numbers", "start", "length", "fades", "lenders", "best")]
+    for number, start, length, (fade_in, fade_out), lender, best in zip(*rows, strict=True):
         part = slice(at, at + length)
         points, scores, steps = (arrays[name][part] for name in ("points", "scores", "steps"))
-        tracks.append(Track(number, start, points, scores, steps, fade_in, fade_out, None, lender))
-        at += length
+        kept = tuple(frame for frame in best if frame >= 0)
+        helped = arrays["helped"][helped_at : helped_at + (length if kept else 0)]
+        track = Track(number, start, points, scores, steps, fade_in, fade_out, None, lender, best=kept, helped=helped)
+        tracks.append(track)
+        at, helped_at = at + length, helped_at + len(helped)
     return tracks

@@ -632,10 +632,10 @@ def test_a_batch_of_frames_is_restored_as_a_clip(host: hostenv.Host, photo: Tens
     noise = 0.06 * torch.randn(3, *photo.shape[1:], generator=torch.Generator().manual_seed(5))
     frames = (photo + noise).clamp(0, 1)
     values = {name: default for name, (_, default) in host.core("settings").options().items()}
-    alone, report = host.nodes.RestoreClip.execute(frames, 0.0, 399, **values).result
+    alone, report = host.nodes.RestoreClip.execute(frames, 0.0, 0.75, 399, **values).result
     photos = host.nodes.RestoreFaces.execute(frames, timestep=399, reference_weight=1.0, **values).result[0]
     assert torch.allclose(alone, photos, atol=1e-4) and "3 frames, faces restored in 3 of them" in report
-    steady, _ = host.nodes.RestoreClip.execute(frames, 0.8, 399, **values).result
+    steady, _ = host.nodes.RestoreClip.execute(frames, 0.8, 0.75, 399, **values).result
     still = lambda clip: float((clip[1:] - clip[:-1])[:, 90:160, 105:155].abs().mean())
     assert still(steady) < 0.6 * still(alone)
 
@@ -657,7 +657,16 @@ def film(host: hostenv.Host, frames: Tensor, folder: Any, name: str = "tape.mp4"
 
 def video_values(host: hostenv.Host, **changes: Any) -> dict[str, Any]:
     settings = {name: default for name, (_, default) in host.core("settings").options().items()}
-    return {"steadiness": 0.0, "codec": "auto", "crf": 4, "deinterlace": False, "timestep": 399, **settings, **changes}
+    return {
+        "steadiness": 0.0,
+        "best_frames": 0.75,
+        "codec": "auto",
+        "crf": 4,
+        "deinterlace": False,
+        "timestep": 399,
+        **settings,
+        **changes,
+    }
 
 
 @pytest.fixture

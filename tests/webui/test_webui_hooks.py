@@ -78,7 +78,7 @@ def test_the_page_holds_every_setting_with_its_default(webui):
     (add,) = webui.callbacks["ui_settings"]
     add()
     labels = webui.shared.opts.data_labels
-    without = ("identity", "steadiness")  # "Restore faces" has no reference photo and no batch
+    without = ("identity", "steadiness", "best_frames")  # "Restore faces" has no reference photo and no batch
     shown = {name: known for name, known in options().items() if name not in without}
     assert set(labels) == {"lafr_download", *(f"lafr_{name}" for name in shown)}
     for name, (option, default) in shown.items():

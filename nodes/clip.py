@@ -29,6 +29,10 @@ ALIASES = ["video face restore", "restore video", "flicker", "deflicker face", "
 """What people search for, of both nodes for clips."""
 
 
+LATER = ("best_frames",)
+"""Knobs that the nodes got after others: last, because saved workflows keep widgets by their place."""
+
+
 def clip_inputs(names: tuple[str, ...], advanced: tuple[str, ...] = ()) -> list[Any]:
     """The knobs that photos do not have, as :class:`ClipSettings` declares them."""
     known = {f.name: f for f in fields(ClipSettings)}
@@ -39,10 +43,11 @@ def restoring_inputs(names: tuple[str, ...], advanced: tuple[str, ...] = ()) -> 
     """What a node that restores clips takes besides the clip: of clips the knobs ``names``, and all that photos have."""
     folded = tuple(name for name in options() if name not in UNFOLDED)
     return [
-        *clip_inputs(names, advanced),
+        *clip_inputs(tuple(name for name in names if name not in LATER), advanced),
         *settings_inputs(tuple(options()), advanced=folded),
         timestep_input(advanced=True),
         *model_inputs(),
+        *clip_inputs(tuple(name for name in names if name in LATER), advanced),
     ]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ..settings import RestoreSettings, options
 from ..types import Box, Models
 from .jobs import Job, plan
 from .journal import Journal, Results, absolute
-from .signature import content
+from .signature import MODELS, content
 from .terminal import say
 
 Commands = Any
@@ -57,10 +58,17 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already (an input never is)")
 
 
+_NO_CLIPS: Mapping[Path, PurePath] = MappingProxyType({})
+
+
 def jobs_of(
-    args: argparse.Namespace, command: str, suffix: Callable[[Path], str] = lambda source: ".png", clips: Container[Path] = ()
+    args: argparse.Namespace,
+    command: str,
+    suffix: Callable[[Path], str] = lambda source: ".png",
+    clips: Mapping[Path, PurePath] = _NO_CLIPS,
 ) -> Inputs:
-    """What the inputs name, less what earlier runs have made and less the ``clips`` among them, and the journal of OUT."""
+    """What the inputs name, less what earlier runs have made and less the ``clips`` among them, whose results' names below OUT
+    are given, and the journal of OUT."""
     journal = Journal.open(args.out)
     before = journal.outputs_by_source(command)
     results = results_of(args, journal)
@@ -72,6 +80,7 @@ def jobs_of(
         earlier=lambda source: before.get(absolute(source)),
         is_result=lambda path: path in clips or results.made(path),
         may_be_none=bool(clips),
+        reserved=clips.values(),
     )
     return Inputs(jobs, journal)
 
@@ -168,6 +177,14 @@ def models_of(args: argparse.Namespace, settings: RestoreSettings, device: torch
     if note := prior_note(models):
         say(f"lafr: {note}")
     return models
+
+
+def read_besides(args: argparse.Namespace) -> list[Path]:
+    """The files that the arguments name besides photos and clips, each file of a folder: references, masks, models. No result
+    may replace them."""
+    named = [getattr(args, name, None) for name in ("reference", "keep_mask", "upscaler", *MODELS)]
+    paths = [Path(path) for path in named if path is not None]
+    return [file for path in paths for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
 
 
 def pixels(text: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,12 +27,12 @@ from ..types import Box, Detector, Face, Models
 from . import gallery, report
 from .arguments import TAKEN
 from .jobs import Job
-from .journal import Entry, Journal, absolute
+from .journal import Entry, Journal, absolute, is_journal
 from .keep import KeepMasks
 from .output import Style, copy
 from .processes import Processes
 from .report import Record, Report
-from .terminal import progress_bar, say, show
+from .terminal import on_terminal, progress_bar, say, show
 
 
 @dataclass(frozen=True)
@@ -182,6 +181,8 @@ class Run:
     """How many times as large as its source a result is; for the report."""
     clips: Sequence[Mapping[str, Any]] = ()
     """What became of the clips of the same command; for the gallery."""
+    reads: Sequence[Path] = ()
+    """Files that the command reads besides the photos: clips, references, masks, models. They are never written."""
 
 
 def carry_out(run: Run, processes: Processes) -> int:
@@ -204,21 +205,23 @@ def carry_out(run: Run, processes: Processes) -> int:
     todo = [job for job in mine if job.output not in done]
     outputs = _outputs(run)
     own_report = _own_report(run, processes)
-    reports = [path for path in dict.fromkeys((own_report, run.report, run.gallery)) if path is not None]
+    reports = _reports(run, own_report)
     outputs.check(*(job.output for job in todo if _can_be_tried(job)), *reports)
     results = Report(header, own_report, outputs)
     for job in mine:
         if job.output in done:
             results.entries[str(job.source)] = {**done[job.output].record, "input": str(job.source), "output": str(job.output)}
     journal = replace(run.journal, process=processes.index)
+    finished = False
     try:
         _work(run, todo, processes, results, journal)
+        finished = True
+        whole = _saved(results, finished)
+        return max(_finish(run, processes, results, skipped=len(done)), 0 if whole else 1)
     except KeyboardInterrupt:
-        _saved(results)
+        _saved(results, finished)
         say(f"lafr: stopped after {results.count(*report.DONE)} inputs; the same command with --resume goes on")
         return 130
-    whole = _saved(results, finished=True)
-    return max(_finish(run, processes, results, skipped=len(done)), 0 if whole else 1)
 
 
 def conduct(run: Run, processes: Processes, open_detector: Callable[[], Detector], *, dry: bool) -> int:
@@ -233,9 +236,18 @@ def conduct(run: Run, processes: Processes, open_detector: Callable[[], Detector
 def check(run: Run) -> list[Job]:
     """The jobs that :func:`carry_out` would do. Raises InputError where it would refuse."""
     todo = [job for job in run.jobs if not (run.resume and _earlier(run, job) is not None)]
-    reports = [path for path in (run.report, run.gallery) if path is not None]
+    reports = _reports(run, run.report)
     _outputs(run).check(*(job.output for job in todo if _can_be_tried(job)), *reports)
     return todo
+
+
+def _reports(run: Run, own: Path | None) -> list[Path]:
+    """The report that this process writes, the one of all, and the gallery. Raises InputError for a name that LAFR keeps."""
+    paths = [path for path in (*dict.fromkeys((own, run.report)), run.gallery) if path is not None]
+    for path in paths:
+        if is_journal(path):
+            raise InputError(f"{path}: expected a name for a report, got that of LAFR's journal; choose another one")
+    return paths
 
 
 def rehearse(run: Run, open_detector: Callable[[], Detector]) -> Iterator[str]:
@@ -286,7 +298,7 @@ def _outputs(run: Run) -> Outputs:
 
     sources = {absolute(job.output): absolute(job.source) for job in run.jobs}
     hint = TAKEN if run.resume else f"--resume goes on where an earlier run stopped, {TAKEN}"
-    return Outputs([job.source for job in run.jobs], overwrite=run.overwrite, ours=ours, hint=hint)
+    return Outputs([*(job.source for job in run.jobs), *run.reads], overwrite=run.overwrite, ours=ours, hint=hint)
 
 
 def _can_be_tried(job: Job) -> bool:
@@ -305,17 +317,17 @@ def _saved(results: Report, finished: bool = False) -> bool:
 
 def _work(run: Run, jobs: Sequence[Job], processes: Processes, results: Report, journal: Journal) -> None:
     worker = _opened(run, jobs, processes)
-    with progress_bar(jobs, run.command, shown=sys.stderr.isatty() and processes.first) as bar:
+    with progress_bar(jobs, run.command, shown=on_terminal() and processes.first) as bar:
         for job in bar:
             done = _attempt(job, worker, run, results.outputs, journal)
             if not results.add(done):
-                bar.write(f"lafr: {results.path}: the report cannot be written at the moment; the photos are", file=sys.stderr)
+                bar.write(f"lafr: {results.path}: the report cannot be written at the moment; the photos are")
             if done.status in (report.FAILED, report.UNOPENED):
                 word = "failed" if done.status == report.FAILED else "not opened"
                 reason = done.reason or ""
-                bar.write(f"lafr: {word}: {reason if done.input in reason else f'{done.input}: {reason}'}", file=sys.stderr)
+                bar.write(f"lafr: {word}: {reason if done.input in reason else f'{done.input}: {reason}'}")
             for warning in done.warnings:
-                bar.write(f"lafr: {done.input}: {warning}", file=sys.stderr)
+                bar.write(f"lafr: {done.input}: {warning}")
 
 
 def _opened(run: Run, jobs: Sequence[Job], processes: Processes) -> Worker | None:

@@ -31,7 +31,7 @@ from .jobs import albums, fixed_part, folded
 from .journal import Journal, absolute
 from .processes import join
 from .signature import made_with
-from .terminal import say
+from .terminal import on_terminal, say
 
 STAGES = {"look": "looking for faces", "restore": "restoring"}
 
@@ -74,6 +74,11 @@ class ClipJob:
     stem: PurePath
     asked: bool = True
     """Named by a person, not come upon in a folder."""
+
+    @property
+    def named(self) -> PurePath:
+        """The result's name where it keeps the source's suffix, as animated pictures do; photos leave it free."""
+        return self.stem.with_name(self.stem.name + self.source.suffix)
 
 
 def find(
@@ -163,8 +168,10 @@ class Clips:
             raise InputError(f"{path}: the report cannot be written ({error}); name another --report file") from error
 
 
-def restore_clips(args: argparse.Namespace, jobs: Sequence[ClipJob], settings: RestoreSettings) -> Clips:
-    """Restore each clip into ``args.out``. One that fails does not stop the rest."""
+def restore_clips(
+    args: argparse.Namespace, jobs: Sequence[ClipJob], settings: RestoreSettings, inputs: Sequence[Path] = ()
+) -> Clips:
+    """Restore each clip into ``args.out``, replacing none of ``inputs``. One that fails does not stop the rest."""
     how, processes = clip_settings_of(args), join(args.device)
     team = Team(processes.index, processes.count, processes.wait)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -174,7 +181,7 @@ def restore_clips(args: argparse.Namespace, jobs: Sequence[ClipJob], settings: R
     entries: list[dict[str, Any]] = []
     for job in jobs:
         try:
-            entries.append(_one(args, job, models, settings, how, references, team, signature, shown=processes.first))
+            entries.append(_one(args, job, models, settings, how, references, team, signature, inputs, shown=processes.first))
         except LafrError as error:
             # A film come upon in a folder of photos is no failure where there is nothing to open films with.
             status = "unopened" if isinstance(error, MissingPackageError) and not job.asked else "failed"
@@ -189,7 +196,8 @@ def restore_clips(args: argparse.Namespace, jobs: Sequence[ClipJob], settings: R
 
 def _one(
     args: argparse.Namespace, job: ClipJob, models: Models, settings: RestoreSettings, how: ClipSettings,
-    references: References, team: Team, signature: dict[str, Any], *, shown: bool,
+    references: References, team: Team, signature: dict[str, Any], inputs: Sequence[Path], *,
+    shown: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """One clip's entry in the report. Raises LafrError."""
     path, journal = job.source, Journal.open(args.out)
@@ -207,11 +215,11 @@ def _one(
     except OSError as error:
         raise InputError(f"{out.parent}: the folder cannot be made ({error.strerror or error}); choose another -o") from error
     try:
-        with _bar(path, shown) as progress:
+        with _bar(path, shown and on_terminal()) as progress:
             result = restore_clip(
                 path, out, models, settings, how,
                 resume=args.resume, overwrite=args.overwrite, hint=TAKEN, references=references,
-                signature=signature, team=team, progress=progress, seal=seal,
+                signature=signature, inputs=inputs, team=team, progress=progress, seal=seal,
             )  # fmt: skip
     except KeyboardInterrupt:
         if shown:

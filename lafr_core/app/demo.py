@@ -22,6 +22,7 @@ from ..store.assets import sample
 from ..store.outputs import Outputs
 from ..types import Face, Models
 from .output import save_png
+from .terminal import show
 
 SEED = 2025
 PICTURES = ("original.png", "before.png", "after.png", "sheet.png")
@@ -71,14 +72,14 @@ def run_demo(out: Path, models: Models, settings: RestoreSettings, severity: str
     ]
     page = sheet(("before", "after", "original"), rows)
     save_png(outputs, out / "sheet.png", page)
-    print(f"{len(result.faces)} face(s) found by {models.detector.name} on {device_name(models.device)}")
-    print(figures(before, after, original, models))
-    print(f"pictures: {out}/before.png, after.png, original.png, sheet.png")
+    show(f"{len(result.faces)} face(s) found by {models.detector.name} on {device_name(models.device)}")
+    show(*figures(before, after, original, models))
+    show(f"pictures: {out}/before.png, after.png, original.png, sheet.png")
     return result
 
 
-def figures(before: Tensor, after: Tensor, original: Tensor, models: Models) -> str:
-    """A table: PSNR, SSIM and identity of the face crop against the original's, before and after."""
+def figures(before: Tensor, after: Tensor, original: Tensor, models: Models) -> list[str]:
+    """A table, line by line: PSNR, SSIM and identity of the face crop against the original's, before and after."""
     face = place(PORTRAIT)
     truth = crop(original, face)[None]
     lines = [f"{'face crop':10}{'PSNR dB':>10}{'SSIM':>10}{'identity':>10}"]
@@ -88,4 +89,4 @@ def figures(before: Tensor, after: Tensor, original: Tensor, models: Models) -> 
         if models.embedder is not None:
             identity = f"{cosine(models.embedder, seen.to(models.device), truth.to(models.device))[0]:.3f}"
         lines.append(f"{name:10}{float(metrics.psnr(seen, truth)):10.2f}{float(metrics.ssim(seen, truth)):10.4f}{identity:>10}")
-    return "\n".join(lines)
+    return lines

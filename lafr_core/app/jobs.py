@@ -6,7 +6,7 @@ import glob
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -45,14 +45,16 @@ def plan(
     earlier: Callable[[Path], Path | None] = lambda source: None,
     is_result: Callable[[Path], bool] = lambda path: False,
     may_be_none: bool = False,
+    reserved: Iterable[PurePath] = (),
 ) -> list[Job]:
     """Files, folders and globs -> jobs writing ``out/<relative path><suffix>``, in the order given, folders sorted by name.
 
     A file keeps its name, a file of a folder its path below that folder, a file of a glob its path below the glob's fixed
     part; of several folders each keeps its own name (``out/album/...``). Inputs whose names differ in the suffix only
     (``a.jpg``, ``a.png``) keep it (``a.jpg.png``, ``a.png.png``); what still collides is numbered. ``earlier`` tells the result
-    that a source had before, and goes first. Of folders and globs only image suffixes are taken, no hidden files, nothing
-    inside ``out`` when it lies in a folder, and none of ``is_result``. Raises InputError when an output is an input, or,
+    that a source had before, and goes first. ``reserved`` are names below ``out`` that clips of the
+    same run get. Of folders and globs only image suffixes are taken, no hidden files, nothing inside ``out`` when it lies in a
+    folder, and none of ``is_result``. Raises InputError when an output is an input, or,
     unless ``may_be_none``, when there is nothing to do.
     """
     found: list[Found] = []
@@ -67,7 +69,7 @@ def plan(
     if not found and not may_be_none:
         deeper = "" if recursive else "; add -r to search subfolders"
         raise InputError(f"no image files in {', '.join(map(repr, inputs))}{deeper}")
-    names = _names(found, out, suffix, earlier)
+    names = _names(found, out, suffix, earlier, {folded(name) for name in reserved})
     jobs = [Job(one.source, out / name, one.problem, one.unopened) for one, name in zip(found, names, strict=True)]
     for job in jobs:
         if job.problem is None and job.unopened is None and os.path.realpath(job.output) in seen:
@@ -155,18 +157,22 @@ def fixed_part(pattern: Path) -> Path:
 
 
 def _names(
-    found: Sequence[Found], out: Path, suffix: Callable[[Path], str], earlier: Callable[[Path], Path | None]
+    found: Sequence[Found],
+    out: Path,
+    suffix: Callable[[Path], str],
+    earlier: Callable[[Path], Path | None],
+    reserved: Collection[str],
 ) -> list[PurePath]:
     """One name each below ``out``; compared without case, because some file systems do."""
     ends = [suffix(one.source) for one in found]
     known = [_below(earlier(one.source), out, end) for one, end in zip(found, ends, strict=True)]
-    taken = {folded(name) for name in known if name is not None}
+    taken = {folded(name) for name in known if name is not None} | set(reserved)
     short = [one.relative.with_name(one.relative.stem + end) if one.relative.name else one.relative
              for one, end in zip(found, ends, strict=True)]  # fmt: skip
     uses = Counter(folded(name) for name, before in zip(short, known, strict=True) if before is None)
     taken |= {text for text, count in uses.items() if count == 1 and text not in taken}
     contested = {text for text, count in uses.items() if count > 1}
-    contested |= {folded(name) for name in known if name is not None}
+    contested |= {folded(name) for name in known if name is not None} | set(reserved)
     names: list[PurePath] = []
     for one, end, name, before in zip(found, ends, short, known, strict=True):
         if before is not None:

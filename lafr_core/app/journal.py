@@ -6,6 +6,7 @@ a result, never a result that nobody knows. A line cut short is passed over. Eac
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .report import is_entry
 
 NAME = ".lafr-journal.jsonl"
 _PATTERN = ".lafr-journal*.jsonl"
@@ -142,6 +144,11 @@ def absolute(path: Path) -> Path:
     return Path(os.path.realpath(path.parent)) / path.name
 
 
+def is_journal(path: Path) -> bool:
+    """Whether journals have names like that of ``path``."""
+    return fnmatch.fnmatchcase(path.name, _PATTERN)
+
+
 def sha256(path: Path) -> str:
     """The content of a file as hexadecimal sha256."""
     made = hashlib.sha256()
@@ -164,7 +171,7 @@ def _lines(path: Path) -> list[tuple[float, dict[str, Any]]]:
                 raise InputError(f"{path}: expected LAFR's journal of format 1, got another file; move it away")
             for text in file:
                 line = _parsed(text)
-                if isinstance(line.get("at"), (int, float)) and isinstance(line.get("run"), str):
+                if type(line.get("at")) in (int, float) and abs(line["at"]) < 1e15 and isinstance(line.get("run"), str):
                     found.append((float(line["at"]), line))
     except OSError as error:
         raise InputError(
@@ -184,17 +191,31 @@ def _parsed(text: bytes) -> dict[str, Any]:
 def _entry(line: Mapping[str, Any], folder: Path, settings: Mapping[str, Any]) -> Entry | None:
     """A line as an entry, or None for lines of other kinds and damaged ones."""
     try:
-        return Entry(
+        entry = Entry(
             command=line["command"],
             source=Path(line["source"]),
-            source_stamp=Stamp(**line["source_stamp"]),
-            output=absolute(folder / line["output"]),
-            output_stamp=Stamp(**line["output_stamp"]),
+            source_stamp=_stamp(line["source_stamp"]),
+            output=absolute(folder / _name(line["output"])),
+            output_stamp=_stamp(line["output_stamp"]),
             made_with=settings[line["run"]],
-            record=dict(line["record"]),
+            record=line["record"],
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OSError):
         return None
+    return entry if isinstance(entry.command, str) and isinstance(entry.made_with, dict) and is_entry(entry.record) else None
+
+
+def _name(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("no file has such a name")
+    return text
+
+
+def _stamp(values: Mapping[str, Any]) -> Stamp:
+    stamp = Stamp(**values)
+    if any(type(number) is not int for number in (stamp.size, stamp.mtime_ns, stamp.ctime_ns)):
+        raise TypeError("expected whole numbers")
+    return stamp
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -24,6 +24,15 @@ class KeepMasks:
     def __post_init__(self) -> None:
         if not self.root.exists():
             raise InputError(f"--keep-mask: expected a mask file or a folder of masks, found nothing at {self.root}")
+        if not self.root.is_dir():
+            return
+        try:
+            named = self.named
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"--keep-mask: {self.root}: cannot be read ({reason}); change its permissions") from error
+        if not named:
+            raise InputError(f"--keep-mask: {self.root}: expected masks with the photos' names in this folder, found no file")
 
     def of(self, source: Path, photo: Photo, factor: int = 1) -> Tensor | None:
         """The mask of one photo, ``factor`` times enlarged; None where the folder has none of its name. Raises LafrError."""

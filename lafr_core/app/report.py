@@ -118,11 +118,43 @@ def read(path: Path) -> dict[str, Any]:
     """A report file as written by :func:`write`. Raises InputError when it is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(entry["input"], str) and isinstance(entry["status"], str) for entry in data["inputs"]):
-            raise KeyError("input")
+        if not all(map(is_entry, data["inputs"])):
+            raise KeyError("inputs")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a LAFR report ({type(error).__name__}: {error}); name another --report file") from error
     return dict(data)
+
+
+def is_entry(value: Any) -> bool:
+    """Whether a value of a JSON file has the shape of an input's entry, a photo's or a clip's: people edit such files."""
+    if not isinstance(value, dict):
+        return False
+    faces = value.get("tracks", value.get("faces"))
+    texts = [value.get(name, "") for name in ("output", "reason")]
+    warnings = value.get("warnings")
+    return (
+        all(isinstance(value.get(name), str) for name in ("input", "status"))
+        and all(text is None or isinstance(text, str) for text in texts)
+        and isinstance(warnings, list)
+        and all(isinstance(warning, str) for warning in warnings)
+        and isinstance(faces, list)
+        and all(_is_face(face) and ("tracks" not in value or _is_track(face)) for face in faces)
+    )
+
+
+def _is_face(face: Any) -> bool:
+    if not isinstance(face, dict) or not isinstance(face.get("box"), list) or len(face["box"]) != 4:
+        return False
+    numbers = [*face["box"], *(face.get(name) for name in ("change", "likeness", "trust"))]
+    return all(map(_is_number_or_none, numbers)) and isinstance(face.get("person"), (str, type(None)))
+
+
+def _is_track(face: dict[str, Any]) -> bool:
+    return type(face.get("start")) is int and face["start"] >= 0 and _is_number_or_none(face.get("first", ""))
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < 1e15)
 
 
 def part(path: Path, process: int) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TextIO, TypeVar
 
 T = TypeVar("T")
@@ -12,14 +13,36 @@ T = TypeVar("T")
 
 def say(message: str) -> None:
     """One line on stderr; lost where nobody listens any more."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(message.encode("utf-8", "backslashreplace").decode() + "\n")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(_line(message, sys.stderr))
         sys.stderr.flush()
 
 
-def show(line: str) -> None:
-    """One line of a result, on stdout."""
-    sys.stdout.write(line + "\n")
+def show(*lines: str) -> None:
+    """Lines of a result, on stdout; lost where stdout is closed."""
+    if sys.stdout is not None:
+        sys.stdout.writelines(_line(line, sys.stdout) for line in lines)
+
+
+def _line(text: str, stream: TextIO) -> str:
+    """The text as one line that ``stream`` can take. File names hold what they like: bytes that are no text, line ends, codes
+    that colour a terminal or clear it; these are written as escapes."""
+    plain = "".join(_escaped(letter) if unicodedata.category(letter) in _HIDDEN else letter for letter in text)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding) + "\n"
+
+
+_HIDDEN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, halves of pairs, and ends of lines and paragraphs."""
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
+
+
+def on_terminal() -> bool:
+    """Whether somebody looks at stderr, which may be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextlib.contextmanager
@@ -31,15 +54,23 @@ def progress_bar(items: Sequence[T], name: str, *, shown: bool) -> Iterator[Any]
         yield _Plain(items)
         return
     with tqdm(items, desc=name, unit="photo", disable=not shown, file=sys.stderr) as bar:
-        yield bar if shown else _Plain(items)
+        yield _Beside(bar) if shown else _Plain(items)
 
 
 class _Plain(Generic[T]):
-    def __init__(self, items: Sequence[T]) -> None:
+    def __init__(self, items: Iterable[T]) -> None:
         self.items = items
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.items)
 
-    def write(self, message: str, file: TextIO | None = None) -> None:
+    def write(self, message: str) -> None:
         say(message)
+
+
+class _Beside(_Plain[T]):
+    """The items of a bar that is shown."""
+
+    def write(self, message: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.items.write(_line(message, sys.stderr)[:-1], file=sys.stderr)  # type: ignore[attr-defined]

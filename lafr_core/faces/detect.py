@@ -265,7 +265,7 @@ def left_out(
     chosen = sum(face.image_index == row for face in faces)
     choice = choice_note(counts[row] if counts else chosen, chosen, settings)
     empty = [box for at, box in faceless if at == row]
-    boxes = [f"box {', '.join(f'{value:.0f}' for value in box)}: no face in it, left alone" for box in empty]
+    boxes = [f"box {', '.join(f'{value:.6g}' for value in box)}: no face in it, left alone" for box in empty]
     return (*filter(None, [choice]), *boxes)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..types import from_unit
-from .photos import MAX_PIXELS, Photo
+from .photos import MAX_PIXELS, Photo, in_words
 
 FACTORS = (1, 2, 4)
 """How many times as large a photo may be made; 1 = as it is."""
@@ -35,7 +35,7 @@ def enlarged(photo: Photo, factor: int, *, max_pixels: int | None = None, enlarg
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     if width * height > limit:
         raise InputError(
-            f"upscale {factor}: the result would have {width}x{height} pixels, the limit is {limit // 1_000_000} megapixels; "
+            f"upscale {factor}: the result would have {width}x{height} pixels, the limit is {in_words(limit)}; "
             "take a smaller factor or raise the limit (--max-pixels)"
         )
     alpha = photo.stored_alpha

@@ -7,6 +7,7 @@ import html
 import json
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -91,13 +92,15 @@ def recorded(exif: bytes | None, kept: Metadata, software: str, what: Mapping[st
 def _with_software(raw: bytes | None, software: str) -> bytes | None:
     exif = Image.Exif()
     try:
-        if raw:
-            exif.load(b"Exif\0\0" + raw)
-        before = str(exif.get(_SOFTWARE, "")).strip("\0 ")
-        if software not in before:
-            exif[_SOFTWARE] = f"{before}; {software}" if before else software
-        exif[_PROCESSING_SOFTWARE] = software
-        return exif.tobytes().removeprefix(b"Exif\0\0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damage was noted when the photo was read
+            if raw:
+                exif.load(b"Exif\0\0" + raw)
+            before = str(exif.get(_SOFTWARE, "")).strip("\0 ")
+            if software not in before:
+                exif[_SOFTWARE] = f"{before}; {software}" if before else software
+            exif[_PROCESSING_SOFTWARE] = software
+            return exif.tobytes().removeprefix(b"Exif\0\0")
     except Exception:  # as above
         return raw
 

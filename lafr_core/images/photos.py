@@ -13,6 +13,7 @@ Memory: a picture becomes an array, and an array a file, some rows at a time; Pi
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,20 +157,32 @@ def decode(stream: BinaryIO, name: str = "image", *, salvage: bool = False, max_
     except ImageFileError as error:
         raise ImageFileError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
-        limit = f"{max_pixels // 1_000_000} megapixels" if max_pixels >= 1_000_000 else f"{max_pixels} pixels"
-        raise ImageFileError(f"{name}: too large ({error}); the limit is {limit}, split or scale it first") from error
+        raise ImageFileError(
+            f"{name}: too large ({error}); the limit is {in_words(max_pixels)}, split or scale it first"
+        ) from error
     except MemoryError as error:
         raise ImageFileError(f"{name}: does not fit into memory; scale it down first") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything: SyntaxError, struct.error, KeyError ...
         raise ImageFileError(f"{name}: damaged or cut short ({error or type(error).__name__}); copy it again") from error
 
 
+def in_words(pixels: int) -> str:
+    """178956970 -> '178 megapixels', 5000 -> '5000 pixels'."""
+    return f"{pixels // 1_000_000} megapixels" if pixels >= 1_000_000 else f"{pixels} pixels"
+
+
 def _decoded(stream: BinaryIO, max_pixels: int) -> Photo:
-    with open_image(stream, max_pixels) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise Image.DecompressionBombError(f"{width}x{height} pixels")
-        return from_pil(image, _low_bytes(image, stream))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with open_image(stream, max_pixels) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise Image.DecompressionBombError(f"{width}x{height} pixels")
+            photo = from_pil(image, _low_bytes(image, stream))
+            there = bool(image.info.get("exif"))
+    if (there and photo.exif is None) or any("EXIF" in str(warning.message) for warning in said):
+        return _noted(photo, (*photo.notes, "EXIF damaged: what cannot be read of it is lost"))
+    return photo
 
 
 def from_pil(image: Image.Image, low: Array | None = None) -> Photo:
@@ -274,11 +287,14 @@ def to_pil(photo: Photo) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def write(path: Path, photo: Photo, kind: str | None = None, *, quality: int = encode.QUALITY) -> None:
+def write(
+    path: Path, photo: Photo, kind: str | None = None, *, quality: int = encode.QUALITY, called: Path | None = None
+) -> None:
     """Save, whole or not at all, with the photo's alpha, bit depth, profile, EXIF and metadata. The folder must exist.
 
     kind: png, jpg, webp or tiff; None = what the suffix says, PNG where it says nothing. What the format cannot hold is left
-    out (:func:`losses` says what). quality: of JPEG and WebP, 1 to 100. Raises ImageFileError when the file system refuses.
+    out (:func:`losses` says what). quality: of JPEG and WebP, 1 to 100. called: the name that people know the file by, where it
+    gets that later. Raises ImageFileError when the file system refuses.
     """
     path = Path(path)
     kind = kind or encode.KINDS.get(path.suffix.lower(), "png")
@@ -288,7 +304,8 @@ def write(path: Path, photo: Photo, kind: str | None = None, *, quality: int = e
         with atomic(path) as temporary:
             encode.save(temporary, Raster(photo), kind, icc=photo.icc, exif=photo.exif, kept=photo.kept, quality=quality)
     except (OSError, ValueError) as error:
-        raise ImageFileError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ImageFileError(f"{called or path}: cannot be written ({reason}); make room, or choose another place") from error
 
 
 def losses(photo: Photo, kind: str) -> list[str]:

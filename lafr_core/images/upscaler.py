@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from ..errors import CheckpointError, MissingPackageError
 from ..types import from_unit, to_unit
+from .formats import regular_file
 
 TILE = 256
 """Side of the parts of a photo that the network sees at a time, in pixels: bounds memory."""
@@ -67,8 +69,12 @@ def open_upscaler(path: Path, device: torch.device) -> Upscaler:
         from spandrel.__helpers.canonicalize import canonicalize_state_dict
     except ImportError as error:
         raise MissingPackageError('an upscaler needs spandrel: run pip install "lafr[upscale]"') from error
+    if problem := regular_file(path):
+        raise CheckpointError(f"{path}: {problem.replace('an image file', 'an upscaler')}")
     try:
         opened = ModelLoader(device).load_from_state_dict(canonicalize_state_dict(_tensors(path)))
+    except pickle.UnpicklingError as error:  # torch explains over a page how to read it all the same
+        raise CheckpointError(f"{path}: expected an upscaler's tensors, got other things; choose another file") from error
     except Exception as error:  # spandrel and the architectures raise what they like at a file that is none of theirs
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path}: expected an upscaler that spandrel knows ({said}); choose another file") from error

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError, LafrError
+from ..errors import InputError
 from .atomic import temporary_name
 
 
@@ -31,7 +31,7 @@ class Outputs:
         self.overwrite = overwrite
         self.ours = ours
         self.hint = hint or "choose another name, or --overwrite to replace it"
-        self._inputs = {identity for path in inputs if (identity := _identity(path)) is not None}
+        self._inputs = {identity for path in inputs if (identity := identity_of(path)) is not None}
         self._made: set[str] = set()
 
     def check(self, *paths: Path) -> None:
@@ -39,6 +39,8 @@ class Outputs:
         seen: set[str] = set()
         for path in paths:
             self._check(path)
+            if problem := _no_room(path):
+                raise InputError(f"{path}: cannot be written ({problem}); choose another place, or change the permissions")
             if _spelling(path) in seen:
                 raise InputError(f"{path}: named for two results of one run; give each its own name")
             seen.add(_spelling(path))
@@ -47,7 +49,8 @@ class Outputs:
     def writing(self, path: Path) -> Iterator[Path]:
         """A temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well and is deleted otherwise.
 
-        Missing folders are made. Raises InputError when ``path`` may not be written, also where that came true meanwhile.
+        What writes to it calls it ``path`` in its messages; an OSError that leaves the block does so by itself. Missing
+        folders are made. Raises InputError when ``path`` may not be written, also where that came true meanwhile.
         """
         path = Path(path)
         self._check(path)
@@ -64,21 +67,25 @@ class Outputs:
             else:
                 raise InputError(f"{path}: somebody has changed this file meanwhile; {self.hint}")
             self._made.add(_spelling(path))
-        except LafrError as error:  # people know the file by its name, not by the temporary one
-            raise type(error)(str(error).replace(str(temporary), str(path))) from error
+        except OSError as error:
+            if error.filename == os.fspath(temporary):  # people know the file by its name
+                error.filename = os.fspath(path)
+            raise
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder, or the disk, has gone: what failed before says so
+                temporary.unlink(missing_ok=True)
 
     def _check(self, path: Path) -> None:
+        identity = identity_of(path)
+        if identity is not None and identity in self._inputs:
+            raise InputError(f"{path}: the result would overwrite this input; choose another output folder with -o")
         try:
-            identity = _identity(path)
-            if identity is not None and identity in self._inputs:
-                raise InputError(f"{path}: the result would overwrite this input; choose another output folder with -o")
-            if path.is_dir() and not path.is_symlink():
-                raise InputError(f"{path}: a folder of this name is there; choose another name")
-            there = os.path.lexists(path)
+            folder, there = path.is_dir() and not path.is_symlink(), os.path.lexists(path)
         except (OSError, ValueError) as error:
-            raise InputError(f"{path!s}: cannot be written ({error}); choose another name") from error
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path!s}: cannot be written ({reason}); choose another name") from error
+        if folder:
+            raise InputError(f"{path}: a folder of this name is there; choose another name")
         if there and not self._may_replace(path):
             raise InputError(f"{path}: a file is there already that this run did not make; {self.hint}")
 
@@ -86,13 +93,23 @@ class Outputs:
         return self.overwrite or _spelling(path) in self._made or (path.is_file() and self.ours(path))
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity_of(path: Path) -> tuple[int, int] | None:
     """The file itself, whatever it is called: through links, in any spelling; None where there is none."""
     try:
         stat = os.stat(path)
     except (OSError, ValueError):
         return None
     return stat.st_dev, stat.st_ino
+
+
+def _no_room(path: Path) -> str | None:
+    """Why no file can be made at ``path``, whose folders need not be there yet; None where nothing speaks against it."""
+    folder = path.absolute().parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        return f"{folder} is no folder"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"nothing may be written in {folder}"
 
 
 def _state(path: Path) -> tuple[int, ...] | None:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +26,7 @@ from ..errors import ClipError, InputError
 from ..pipeline import NO_REFERENCES, References
 from ..settings import RestoreSettings
 from ..store.atomic import atomic
+from ..store.outputs import identity_of
 from ..types import Models, Progress, ignore_progress
 from .restore import Survey, restored_frames, survey
 from .settings import ClipSettings
@@ -103,6 +104,7 @@ def restore_clip(
     hint: str = "choose another name or pass overwrite=True",
     references: References = NO_REFERENCES,
     signature: Mapping[str, Any] | None = None,
+    inputs: Iterable[Path] = (),
     team: Team | None = None,
     progress: Progress = ignore_progress,
     seal: Sealed = lambda source, written, output, result: None,
@@ -114,14 +116,14 @@ def restore_clip(
     (KeyboardInterrupt, or Cancelled from ``progress``) leaves ``OUT.partial.SUFFIX``, playable, and with ``resume`` the next
     call goes on at the last whole segment; where the source, a setting or ``signature`` (JSON that tells models and
     references apart) has changed it begins anew. Raises ClipError, InputError where a file is there already and
-    ``overwrite`` is False; ``hint`` is what to do then.
+    ``overwrite`` is False (``hint`` is what to do then), or where it is the source or one of ``inputs``, whatever its spelling.
     """
     settings, how = settings or RestoreSettings(), clip_settings or ClipSettings()
     team = team or Team()
     clip, target = open_source(source, how)
     out = out.with_name(out.name + target.suffix)
-    if not overwrite and (out.exists() or out.is_symlink()):
-        raise InputError(f"{out}: a file is there already; {hint}")
+    read = {identity_of(path) for path in (Path(source), *inputs)}
+    _check_free(out, read, overwrite, hint)
     work = _Work.open(out, target.suffix, clip, settings, how, signature, resume, team)
     waits = _Waits(team, 3)
 
@@ -137,6 +139,7 @@ def restore_clip(
         result = _result(work, clip, target, known)
         if team.index == 0:
             work.check_whole(len(known.times))
+            _check_free(out, read, overwrite, hint)  # clips take long: what was free may be taken now
             target.join(work.segments(), out, seal=lambda origin, written, output: seal(origin, written, output, result))
             work.remove()
         waits.one()
@@ -147,6 +150,15 @@ def restore_clip(
         if isinstance(error, Exception):  # the others wait for this process, whatever became of its part
             waits.rest()
         raise
+
+
+def _check_free(out: Path, read: Collection[tuple[int, int] | None], overwrite: bool, hint: str) -> None:
+    """Raise InputError where a result at ``out``, a file or a folder of frames, would replace what it may not."""
+    if not overwrite and os.path.lexists(out):
+        raise InputError(f"{out}: a file is there already; {hint}")
+    there = [identity_of(path) for path in ([out, *out.iterdir()] if out.is_dir() else [out])]
+    if any(identity is not None and identity in read for identity in there):
+        raise InputError(f"{out}: the result would overwrite an input; choose another output folder")
 
 
 def partial_of(out: Path) -> Path | None:

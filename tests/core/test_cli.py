@@ -420,10 +420,10 @@ def test_a_library_fault_in_one_photo_does_not_end_the_run(
     assert (tmp_path / "out" / "b.png").is_file()
 
 
-def test_an_output_folder_that_cannot_be_made_is_a_failure(tmp_path: Path, models: list[Any], capfd: Any) -> None:
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path, models: list[Any], capfd: Any) -> None:
     (tmp_path / "out").write_text("a file")
-    assert run("restore", photo(tmp_path / "a.png"), "-o", tmp_path / "out") == 1
-    assert "failed" in capfd.readouterr().err
+    assert run("restore", photo(tmp_path / "a.png"), "-o", tmp_path / "out") == 2
+    assert "a.png: cannot be written" in capfd.readouterr().err and not models
 
 
 # --- detect, compare, demo ---

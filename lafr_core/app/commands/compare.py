@@ -12,6 +12,7 @@ from ...images.sheet import Row, sheet
 from ...store.outputs import Outputs
 from ..arguments import Commands, add_overwrite
 from ..output import save_png
+from ..terminal import show
 
 
 def add(commands: Commands) -> None:
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     titles = ("before", "after", "original")[: len(args.pictures)]
     if len(args.pictures) not in (2, 3):
         raise InputError(f"compare: expected BEFORE AFTER [ORIGINAL], got {len(args.pictures)} paths")
+    if args.out.suffix.lower() != ".png":
+        raise InputError(f"{args.out}: expected a name that ends with .png, the format of sheets; choose another -o")
     pairs = list(_matching(args.pictures))
     outputs = Outputs([path for _, paths in pairs for path in paths], overwrite=args.overwrite)
     outputs.check(args.out)
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         ):
             for title, picture in zip(titles[:2], pictures, strict=False):
                 quality = [float(measure(picture[None], pictures[2][None])) for measure in (metrics.psnr, metrics.ssim)]
-                print(f"{label}: {title} PSNR {quality[0]:.2f} dB, SSIM {quality[1]:.4f}")
+                show(f"{label}: {title} PSNR {quality[0]:.2f} dB, SSIM {quality[1]:.4f}")
     save_png(outputs, args.out, sheet(titles, rows))
     return 0
 

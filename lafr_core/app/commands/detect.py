@@ -9,7 +9,7 @@ from ...faces.detect import choice_note, find_faces
 from ...faces.detectors import open_detector
 from ...images import photos
 from ...images.draw import draw_faces
-from ..arguments import Commands, add_inputs, add_settings, jobs_of, reader, settings_of
+from ..arguments import Commands, add_inputs, add_settings, jobs_of, read_besides, reader, settings_of
 from ..batch import Made, Run, Worker, conduct, record
 from ..jobs import Job
 from ..processes import Processes, join
@@ -50,7 +50,17 @@ def run(args: argparse.Namespace) -> int:
     signature = made_with(args, settings, SETTINGS, salvage=args.salvage)
     report = args.report or args.out / "faces.json"
     run = Run(
-        "detect", inputs.jobs, settings, signature, open_worker, inputs.journal, report, args.resume, args.overwrite, read=read
+        "detect",
+        inputs.jobs,
+        settings,
+        signature,
+        open_worker,
+        inputs.journal,
+        report,
+        args.resume,
+        args.overwrite,
+        read=read,
+        reads=read_besides(args),
     )
     detector = lambda: open_detector(settings.detector, weights=args.detector_weights)
     return conduct(run, join(args.device), detector, dry=args.dry_run)

@@ -22,6 +22,7 @@ from ...pipeline import restore_faces
 from ...settings import DETECTORS, RestoreSettings
 from ...store import assets
 from ..arguments import Commands
+from ..terminal import show
 
 PACKAGES = {
     "torch": "", "numpy": "", "pillow": "", "safetensors": "", "tqdm": "the progress bar", "diffusers": "other VAEs and priors",
@@ -40,19 +41,19 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints versions, devices, packages, image formats, weights and where they are searched, and restores a sample photo of
     the repository. Exit code 1 when something that LAFR needs is missing or the sample cannot be restored."""
-    print(f"LAFR {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    print("\n".join(_devices()))
+    show(f"LAFR {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    show(*_devices())
     missing = [name for name, purpose in PACKAGES.items() if not purpose and _version(name) is None]
-    print("packages:")
+    show("packages:")
     for name, purpose in PACKAGES.items():
         version = _version(name)
-        print(f"  {name} {version or 'not installed'}{f' ({purpose})' if purpose and version is None else ''}")
-    print(f"image formats: {', '.join(_formats())}")
-    print("\n".join(_weights()))
+        show(f"  {name} {version or 'not installed'}{f' ({purpose})' if purpose and version is None else ''}")
+    show(f"image formats: {', '.join(_formats())}")
+    show(*_weights())
     tried, fine = _try(args.device)
-    print(tried)
+    show(tried)
     if missing:
-        print(f"missing: {', '.join(missing)}; run pip install {' '.join(missing)}")
+        show(f"missing: {', '.join(missing)}; run pip install {' '.join(missing)}")
     return 0 if fine and not missing else 1
 
 

@@ -25,6 +25,7 @@ from ..arguments import (
     jobs_of,
     lent,
     models_of,
+    read_besides,
     reader,
     references_of,
     results_of,
@@ -38,6 +39,7 @@ from ..output import FORMATS, Style
 from ..processes import Processes, join
 from ..report import is_report
 from ..signature import content, made_with
+from ..terminal import show
 
 
 def add(commands: Commands) -> None:
@@ -149,17 +151,17 @@ def run(args: argparse.Namespace) -> int:
         clips = []
     if args.dry_run:
         for clip in clips:
-            print(f"{clip.source}: a clip; its faces are found while it is restored")
+            show(f"{clip.source}: a clip; its faces are found while it is restored")
         return (_conducted(_photos(args, settings, read, clips), args) or 0) if args.inputs else 0
-    outputs = Outputs(
-        [clip.source for clip in clips], overwrite=args.overwrite, ours=lambda path: args.resume and _is_ours(path)
-    )
+    others = [*(clip.source for clip in clips), *read_besides(args)]
+    outputs = Outputs(others, overwrite=args.overwrite, ours=lambda path: args.resume and _is_ours(path))
     if clips:  # the clips' part of them is written beside what the photos of this run wrote
         outputs.check(*(path for path in (args.report, args.gallery) if path is not None))
     photos = _photos(args, settings, read, clips) if args.inputs else None
     if clips and photos is not None:
         check(photos)  # clips take long: what is wrong with the photos is said before them
-    done = restore_clips(args, clips, settings) if clips else None
+    others += [] if photos is None else [job.source for job in photos.jobs]
+    done = restore_clips(args, clips, settings, others) if clips else None
     if done is not None and photos is not None:
         photos = replace(photos, clips=done.entries)
     code = _conducted(photos, args)
@@ -200,7 +202,7 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader, c
 
     style = Style(args.format, args.quality, not args.no_record)
     masks = None if args.keep_mask is None else KeepMasks(args.keep_mask, read)
-    inputs = jobs_of(args, "restore", style.suffix, clips={clip.source for clip in clips})
+    inputs = jobs_of(args, "restore", style.suffix, clips={clip.source: clip.named for clip in clips})
     if not inputs.jobs:
         return None
     signature = made_with(
@@ -229,6 +231,7 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader, c
         gallery=args.gallery,
         read=read,
         upscale=args.upscale,
+        reads=[*(clip.source for clip in clips), *read_besides(args)],
     )
 
 

@@ -330,6 +330,7 @@ def test_confidence_learns_the_error_of_every_cell(made: Path, tmp_path: Path) -
     assert torch.equal(parts.aligned_latents(batch, None), lq)
     expected = network(lq, torch.full((8, 1, 1, 1), 0.5)).latents
     assert torch.allclose(parts.aligned_latents(batch, network), expected, atol=1e-5)
+    assert not parts.aligned_latents(batch, network.requires_grad_(True)).requires_grad  # the adapter is given, not learned
 
 
 def test_a_finished_adapter_is_fine_tuned_and_carries_its_own_architecture(made: Path, tmp_path: Path) -> None:

@@ -226,13 +226,13 @@ def adapter_for_prior(config: Config) -> AdapterNet | None:
     return None if where == "none" else adapter_from(where or config.log.out)
 
 
-@torch.no_grad()
 def rows_made(z: Tensor, where: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
     """``z`` (B, ...) in which the rows where ``where`` (B,) is true are ``make(their numbers)``; ``z`` itself where none is."""
     rows = torch.nonzero(where)[:, 0]
     return z.index_copy(0, rows, make(rows).to(z)) if len(rows) else z
 
 
+@torch.no_grad()
 def aligned_latents(batch: Mapping[str, Tensor], adapter: AdapterNet | None) -> Tensor:
     """Aligned latents of whole faces: stored ones, or the adapter's; without an adapter the input's."""
     if "z_al" in batch:

@@ -15,12 +15,23 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.judges import VggDistance
-from benchmarks.quality import METRICS, SEVERITIES, Case, DlibIdentity, Judges, Landmarker, cases, measure, optional, sheet
+from benchmarks.quality import (
+    METRICS,
+    SEVERITIES,
+    Case,
+    DlibIdentity,
+    Judges,
+    Landmarker,
+    cases,
+    measure,
+    optional,
+    sheet,
+    summarise,
+)
 from lafr_core.faces.color import match_color
 from lafr_core.latent.adapter import open_adapter
 from lafr_core.latent.sd_prior import open_sd_finisher
@@ -45,11 +56,10 @@ def table(severity: str, rows: Sequence[Rows]) -> str:
     columns = (f"{severity}, {len(rows)} faces: denoise", "PSNR dB", "SSIM", "identity", "against 0", "landmark error")
     lines = ["| " + " | ".join((*columns, "sharpness", "perceptual")) + " |", "|---|---|---|---|---|---|---|---|"]
     for name in rows[0]:
-        mean = {metric: float(np.nanmean([row[name][metric] for row in rows])) for metric in SHOWN}
-        gain = np.asarray([row[name]["identity"] - row["0"]["identity"] for row in rows])
-        half = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else float("nan")
+        mean = {metric: summarise([row[name][metric] for row in rows])[0] for metric in SHOWN}
+        gain, half, _ = summarise([row[name]["identity"] - row["0"]["identity"] for row in rows])
         lines.append(
-            f"| {name} | {mean['psnr']:.2f} | {mean['ssim']:.3f} | {mean['identity']:.3f} | {gain.mean():+.3f} ± {half:.3f} "
+            f"| {name} | {mean['psnr']:.2f} | {mean['ssim']:.3f} | {mean['identity']:.3f} | {gain:+.3f} ± {half:.3f} "
             f"| {100 * mean['landmarks']:.1f} % | {mean['sharpness']:.2f} | {mean['perceptual']:.3f} |"
         )
     return "\n".join(lines) + "\n"
@@ -88,7 +98,7 @@ def main() -> None:
                 ceiling = vae.encode(case.sharp)
                 known = {"round trip of HQ": (vae.decode(ceiling), ceiling)}
             judged = measure(case, known | {name: (image, ceiling) for name, image in made.items()}, judges)
-            found.setdefault(severity, []).append({name: judged[name] for name in made})
+            found.setdefault(severity, []).append({name: {m: judged[name][m] for m in SHOWN} for name in made})
             if args.sheet and any(group.startswith("portrait") for group in case.groups):
                 pictures.append((case.low, *made.values(), case.sharp))
         print(table(severity, found[severity]), flush=True)

@@ -329,11 +329,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=48)
     parser.add_argument("--steadiness", type=float, default=ClipSettings().steadiness)
     parser.add_argument("--only", type=int, default=-1, metavar="K", help="only clip K of those, from 0")
+    parser.add_argument("--approach", type=float, default=1.0, help="how many times as large the face becomes in a clip")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     settings, rows = RestoreSettings(), []
     models, describe = open_models(settings, device="cpu"), Descriptor()
-    for sample in samples(args.data, args.clips, args.frames, args.only):
+    for sample in samples(args.data, args.clips, args.frames, args.only, args.approach):
         row: dict[str, Any] = {"clip": sample.name, "frames": args.frames}
         for name, steadiness in (("frame by frame", 0.0), ("steady", args.steadiness)):
             frames, known, seconds = restored(sample, models, settings, steadiness)

@@ -149,19 +149,19 @@ def run(args: argparse.Namespace) -> int:
                 f"{asked}: expected photos with --aligned, --box and --keep-mask, got a clip, whose faces are followed"
             )
         clips = []
+    others = [*(clip.source for clip in clips), *read_besides(args)]
     if args.dry_run:
         for clip in clips:
             show(f"{clip.source}: a clip; its faces are found while it is restored")
-        return (_conducted(_photos(args, settings, read, clips), args) or 0) if args.inputs else 0
-    others = [*(clip.source for clip in clips), *read_besides(args)]
+        return (_conducted(_photos(args, settings, read, clips, others), args) or 0) if args.inputs else 0
     outputs = Outputs(others, overwrite=args.overwrite, ours=lambda path: args.resume and _is_ours(path))
     if clips:  # the clips' part of them is written beside what the photos of this run wrote
         outputs.check(*(path for path in (args.report, args.gallery) if path is not None))
-    photos = _photos(args, settings, read, clips) if args.inputs else None
+    photos = _photos(args, settings, read, clips, others) if args.inputs else None
     if clips and photos is not None:
         check(photos)  # clips take long: what is wrong with the photos is said before them
-    others += [] if photos is None else [job.source for job in photos.jobs]
-    done = restore_clips(args, clips, settings, others) if clips else None
+    inputs = others if photos is None else [*others, *(job.source for job in photos.jobs)]
+    done = restore_clips(args, clips, settings, inputs) if clips else None
     if done is not None and photos is not None:
         photos = replace(photos, clips=done.entries)
     code = _conducted(photos, args)
@@ -177,8 +177,10 @@ def _is_ours(path: Path) -> bool:
     return is_report(path) or gallery.is_gallery(path)
 
 
-def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader, clips: Sequence[ClipJob]) -> Run | None:
-    """What is to be done to the photos; None where the inputs hold clips only."""
+def _photos(
+    args: argparse.Namespace, settings: RestoreSettings, read: Reader, clips: Sequence[ClipJob], others: Sequence[Path]
+) -> Run | None:
+    """What is to be done to the photos; None where the inputs hold clips only. others: what else is read."""
 
     def open_worker(processes: Processes) -> Worker:
         models = models_of(args, settings, processes.device)
@@ -231,7 +233,7 @@ def _photos(args: argparse.Namespace, settings: RestoreSettings, read: Reader, c
         gallery=args.gallery,
         read=read,
         upscale=args.upscale,
-        reads=[*(clip.source for clip in clips), *read_besides(args)],
+        reads=others,
     )
 
 

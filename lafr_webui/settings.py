@@ -17,6 +17,8 @@ from lafr_core.settings import Option, RestoreSettings, option
 from lafr_core.video.settings import ClipSettings
 
 ENGINES = ("starter", "checkpoint")
+_BEST_FRAMES = next(f for f in fields(ClipSettings) if f.name == "best_frames")
+"""The option of clips, whose words and limits hold for a batch of frames too."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,7 @@ class EngineSettings:
         "0 = every picture on its own, 0.7 = what LAFR uses for clips, 1 = steadiest. Leave Upscale off with it.",
         low=0.0, high=1.0, step=0.05,
     )  # fmt: skip
-    best_frames: float = option(
-        ClipSettings().best_frames, "Best frames",
-        "With steadiness: how much the frames in which a face is seen best (near, sharp) lend to those in which the same face "
-        "is seen much worse; 0 = nothing. Does nothing to a face that has a reference photo.",
-        low=0.0, high=1.0, step=0.05,
-    )  # fmt: skip
+    best_frames: float = field(default=ClipSettings.best_frames, metadata=_BEST_FRAMES.metadata)
 
     def __post_init__(self) -> None:
         for f in fields(self):

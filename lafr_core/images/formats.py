@@ -100,24 +100,33 @@ def open_image(stream: BinaryIO, max_pixels: int | None = None) -> Image.Image:
     stream.seek(0)
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        # Pillow refuses what is more than twice its limit; where it has none, the caller's speaks.
-        Image.MAX_IMAGE_PIXELS = None if max_pixels is None or not head.startswith(b"GIF8") else (max_pixels + 1) // 2
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with canvas_limit(max_pixels if head.startswith(b"GIF8") else None):
             image = Image.open(stream, formats=known)
-    except Image.DecompressionBombError:
-        raise Image.DecompressionBombError("the canvas of a GIF") from None
     except UnidentifiedImageError:
         if kind in PLUG_INS and kind in known:
             raise ImageFileError(f"damaged or cut short (a {kind} picture that cannot be decoded); copy it again") from None
         raise ImageFileError("not an image this Pillow can read; convert it to PNG, TIFF or JPEG") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     if image.format == "TIFF" and (_DNG_VERSION in getattr(image, "tag_v2", {}) or head[8:10] == b"CR"):
         raise ImageFileError(_RAW)  # what Pillow sees of it is a thumbnail
     return image
+
+
+@contextmanager
+def canvas_limit(max_pixels: int | None) -> Iterator[None]:
+    """While this is entered Pillow makes no canvas of a GIF of more pixels (None = any): it does so when a file is opened, and
+    for each further picture. Raises Pillow's DecompressionBombError. Not for several threads at a time."""
+    before = Image.MAX_IMAGE_PIXELS
+    # Pillow refuses what is more than twice its limit; where it has none, the caller's speaks.
+    Image.MAX_IMAGE_PIXELS = None if max_pixels is None else (max_pixels + 1) // 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    except Image.DecompressionBombError:
+        raise Image.DecompressionBombError("the canvas of a GIF") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @contextmanager

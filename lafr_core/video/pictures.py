@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import ClipError, ImageFileError
 from ..images import photos
-from ..images.formats import open_image, regular_file
+from ..images.formats import canvas_limit, open_image, regular_file
 from ..store.atomic import atomic
 from .frames import ClipInfo, PhotoFrame
 from .settings import ClipSettings
@@ -65,15 +65,20 @@ class AnimationClip:
         """See :class:`~lafr_core.video.frames.Clip`."""
         self.faults = []
         time = 0
+        height, width = self.info.size
         with self.path.open("rb") as stream, open_image(stream, MOST_PIXELS) as image:
             for index in range(self.info.frames):
                 try:
-                    image.seek(index)
+                    with canvas_limit(MOST_PIXELS // self.info.frames):
+                        image.seek(index)
                     image.load()
                     shown = _shown(image)
-                    photo = photos.from_pil(image.copy()) if index >= start else None
+                    # A GIF's picture may reach beyond the first one's canvas: players cut it off, Pillow lets the canvas grow.
+                    photo = photos.from_pil(image.crop((0, 0, width, height))) if index >= start else None
                 except Exception as error:  # as in photos.decode
-                    self.faults.append(f"the file ends early, at picture {index} ({error or type(error).__name__})")
+                    large = isinstance(error, Image.DecompressionBombError)
+                    why = "it reaches far beyond the first one" if large else error or type(error).__name__
+                    self.faults.append(f"the file ends early, at picture {index} ({why})")
                     return
                 if photo is not None:
                     yield PhotoFrame(index, time, photo, duration=shown)

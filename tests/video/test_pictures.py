@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,34 @@ def animate(path: Path, frames: int = 8, loop: int = 3) -> Path:
 
 def frames_of(path: Path) -> list[torch.Tensor]:
     return [frame.pixels() for frame in AnimationClip(path).frames()]
+
+
+def shifted(path: Path, right: int) -> Path:
+    """The second picture of a GIF of the size of :func:`drawn`, told to begin so many pixels from the left."""
+    data = bytearray(path.read_bytes())
+    place = b"," + struct.pack("<HHHH", 0, 0, 80, 64)
+    at = data.index(place, data.index(place) + 1)
+    data[at : at + len(place)] = b"," + struct.pack("<HHHH", right, 0, 80, 64)
+    path.write_bytes(data)
+    return path
+
+
+def test_what_reaches_beyond_a_gif_s_canvas_is_cut_off(tmp_path: Path) -> None:
+    """Found by tests/fuzz: Pillow lets the canvas grow, and the frames of a clip had different sizes."""
+    first, second = frames_of(animate(tmp_path / "a.gif", 2))
+    seen = frames_of(shifted(tmp_path / "a.gif", 5))
+    assert torch.equal(seen[0], first) and seen[1].shape == first.shape
+    assert torch.equal(seen[1][..., 5:], second[..., :-5]) and torch.equal(seen[1][..., :5], first[..., :5])
+
+
+def test_a_gif_cannot_make_a_canvas_larger_than_an_animation_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = AnimationClip(shifted(animate(tmp_path / "a.gif", 2), 400))
+    monkeypatch.setattr("lafr_core.video.pictures.MOST_PIXELS", 2 * 480 * 64)
+    assert len(list(clip.frames())) == 2 and clip.faults == []
+    monkeypatch.setattr("lafr_core.video.pictures.MOST_PIXELS", 2 * 480 * 64 - 4)
+    assert len(list(clip.frames())) == 1
+    assert clip.faults == ["the file ends early, at picture 1 (it reaches far beyond the first one)"]
+    assert Image.MAX_IMAGE_PIXELS == 89478485
 
 
 KINDS = [".gif", ".png", ".webp"]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from .. import __version__
-from ..errors import LafrError
+from ..errors import InputError, LafrError
 from .commands import compare, completion, demo, detect, doctor, restore
 from .config import with_config
 from .terminal import say
@@ -27,12 +27,11 @@ COMMANDS = (restore, detect, compare, demo, doctor)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2 on wrong usage)."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if broken := next((text for text in given if "\0" in text), None):
-        say(f"lafr: {broken!r}: expected arguments without NUL characters; check the script that made them")
-        return 2
     try:
-        args = build_parser().parse_args(with_config(given))
+        given = with_config(sys.argv[1:] if arguments is None else arguments)
+        if broken := next((text for text in given if "\0" in text), None):
+            raise InputError(f"{broken!r}: expected arguments without NUL characters; check the script or file they come from")
+        args = build_parser().parse_args(given)
         with _stoppable():
             return int(args.run(args))
     except LafrError as error:

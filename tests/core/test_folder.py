@@ -202,6 +202,11 @@ def test_salvaging_what_is_no_picture_after_all_names_the_file(tmp_path: Path) -
 def test_a_nul_in_an_argument_is_one_sentence(tmp_path: Path, capfd: Any) -> None:
     assert run("restore", "a\0.jpg", "-o", tmp_path) == 2
     assert "expected arguments without NUL" in capfd.readouterr().err
+    (tmp_path / "c.toml").write_text('out = "a\\u0000b"\n')
+    assert run("restore", "a.jpg", "--config", tmp_path / "c.toml") == 2
+    assert "'--out=a\\x00b': expected arguments without NUL" in capfd.readouterr().err
+    with pytest.raises(ImageFileError, match="cannot be read"):
+        photos.read(Path("a\0.jpg"))
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "1.5"])

@@ -170,7 +170,7 @@ def _names(
     short = [one.relative.with_name(one.relative.stem + end) if one.relative.name else one.relative
              for one, end in zip(found, ends, strict=True)]  # fmt: skip
     uses = Counter(folded(name) for name, before in zip(short, known, strict=True) if before is None)
-    taken |= {text for text, count in uses.items() if count == 1 and text not in taken}
+    taken |= {text for text, count in uses.items() if count == 1}
     contested = {text for text, count in uses.items() if count > 1}
     contested |= {folded(name) for name in known if name is not None} | set(reserved)
     names: list[PurePath] = []

@@ -81,9 +81,8 @@ class Outputs:
             raise InputError(f"{path}: the result would overwrite this input; choose another output folder with -o")
         try:
             folder, there = path.is_dir() and not path.is_symlink(), os.path.lexists(path)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{path!s}: cannot be written ({reason}); choose another name") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another name") from error
         if folder:
             raise InputError(f"{path}: a folder of this name is there; choose another name")
         if there and not self._may_replace(path):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from lafr_core.app import cli
+from lafr_core.app import batch, cli, report
 from lafr_core.app.journal import NAME, Journal
+from lafr_core.app.processes import Processes
 from lafr_core.errors import InputError
+from lafr_core.images import photos
+from lafr_core.settings import RestoreSettings
 from lafr_core.store.outputs import Outputs
 
 
@@ -127,6 +132,17 @@ def test_two_results_that_a_disk_takes_for_one_are_refused(tmp_path: Path) -> No
         Outputs().check(tmp_path / "Caf\u00e9.png", tmp_path / "cafe\u0301.PNG")
 
 
+def test_a_sheet_that_may_not_be_written_is_refused_before_the_pictures_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, other = photo(tmp_path / "a.png"), photo(tmp_path / "b.png", 1)
+    read: list[Path] = []
+    monkeypatch.setattr(photos, "read", read.append)
+    photo(tmp_path / "sheet.png")
+    assert run("compare", source, other, "-o", tmp_path / "sheet.png") == 2
+    assert read == []
+
+
 # --- albums (L3) ---
 
 
@@ -151,6 +167,45 @@ def test_albums_given_one_after_the_other_do_not_share_a_result(tmp_path: Path, 
     assert contents(out) == before
     assert run("restore", tmp_path / "b2", "-o", out, "--overwrite") == 0
     assert run("restore", tmp_path / "b1", "-o", out, "--resume") == 2  # its result is gone; b2's is there
+    before = contents(out)
+    shutil.copy(tmp_path / "b2" / "img1.jpg", tmp_path / "b1" / "img1.jpg")
+    assert run("restore", tmp_path / "b1", "-o", out, "--resume") == 2  # nor is it b1's where the two are the same picture
+    assert run("detect", tmp_path / "b2", "-o", out, "--resume") == 2  # nor one of another command
+    assert contents(out) == before
+
+
+def test_a_report_and_a_gallery_are_replaced_by_a_run_that_goes_on_only(tmp_path: Path, opened: list[Any], capfd: Any) -> None:
+    photo(tmp_path / "a.png")
+    for flag, name in (("--report", "r.json"), ("--gallery", "g.html")):
+        command = ["restore", tmp_path / "a.png", flag, tmp_path / name, "-o"]
+        assert run(*command, tmp_path / name[0]) == 0
+        before = contents(tmp_path)
+        assert run(*command, tmp_path / "another") == 2
+        assert f"{name}: a file is there already that this run did not make" in capfd.readouterr().err
+        assert contents(tmp_path) == before
+        assert run(*command, tmp_path / name[0], "--resume") == 0
+
+
+def test_a_share_of_the_report_that_a_killed_process_left_is_written_anew_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    share = report.part(tmp_path / "r.json", 1)
+    report.write(share, {"lafr": "of yesterday"}, [], False, Outputs())
+    run = batch.Run(
+        "restore", [], RestoreSettings(), {}, lambda processes: None, Journal(tmp_path), tmp_path / "r.json"  # type: ignore
+    )  # fmt: skip
+    second = Processes(torch.device("cpu"), index=1, count=2)
+    with pytest.raises(InputError, match=r"r\.json\.process0001: a file is there already"):
+        batch.carry_out(run, second)
+    assert batch.carry_out(replace(run, resume=True), second) == 0
+    assert report.read(share)["finished"] is True
+
+
+def test_a_result_that_is_gone_is_made_again(tmp_path: Path, opened: list[Any]) -> None:
+    command = ["restore", photo(tmp_path / "in" / "a.jpg"), "-o", tmp_path / "out", "--resume"]
+    assert run(*command) == 0
+    before = (tmp_path / "out" / "a.png").read_bytes()
+    (tmp_path / "out" / "a.png").unlink()
+    assert run(*command) == 0
+    assert (tmp_path / "out" / "a.png").read_bytes() == before
 
 
 # --- resume (L4, W7) ---
@@ -175,8 +230,8 @@ def test_resume_does_again_what_would_come_out_differently(tmp_path: Path, opene
     assert run(*command, "--fidelity", "0") == 0  # other settings: all again, and the report says only what is true
     third = contents(tmp_path / "out")
     assert third["a.png"] != second["a.png"] and third["b.png"] != second["b.png"]
-    report = json.loads((tmp_path / "r.json").read_text())
-    assert report["settings"]["fidelity"] == 0 and len(report["inputs"]) == 2
+    told = json.loads((tmp_path / "r.json").read_text())
+    assert told["settings"]["fidelity"] == 0 and len(told["inputs"]) == 2
     capfd.readouterr()
     assert run(*command, "--fidelity", "0") == 0
     assert "2 restored (2 were done already)" in capfd.readouterr().err
@@ -238,7 +293,7 @@ def test_a_source_keeps_its_results_name_when_a_namesake_comes(tmp_path: Path, o
 
 def test_a_crash_anywhere_leaves_a_run_that_goes_on(tmp_path: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["restore", photo(tmp_path / "in" / "a.jpg"), "-o", tmp_path / "out", "--resume"]
-    link, replace = os.link, os.replace
+    link, rename = os.link, os.replace
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
@@ -253,7 +308,7 @@ def test_a_crash_anywhere_leaves_a_run_that_goes_on(tmp_path: Path, opened: list
     first = contents(tmp_path / "out")["a.png"]
     monkeypatch.setattr(os, "replace", crash)  # the same when a result is made again
     assert run(*command, "--fidelity", "0") == 130
-    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "replace", rename)
     assert contents(tmp_path / "out")["a.png"] == first
     assert run(*command, "--fidelity", "0") == 0
     assert contents(tmp_path / "out")["a.png"] != first

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
-from lafr_core.app.jobs import plan
+from lafr_core.app.jobs import albums, plan
 from lafr_core.errors import InputError
 
 
@@ -111,3 +111,49 @@ def test_nothing_to_do_is_wrong_usage(empty: str, photos: Path) -> None:
     (photos / "empty").mkdir()
     with pytest.raises(InputError, match=r"no image files in '.*'; add -r to search subfolders"):
         plan([empty], Path("out"))
+
+
+def test_each_of_two_folders_keeps_its_name(photos: Path) -> None:
+    assert names("in/1974", "in/1974/summer") == {
+        "in/1974/c.jpeg": "out/1974/c.png",
+        "in/1974/summer/d.webp": "out/summer/d.png",
+    }
+
+
+def test_albums_are_called_what_their_folders_are(photos: Path) -> None:
+    for name in ("x/Summer", "y/summer"):
+        (photos / name).mkdir(parents=True)
+    assert albums(["in/1974/", "x/Summer", "y/summer", "in/b.jpg"]) == {
+        "in/1974/": PurePath("1974"),
+        "x/Summer": PurePath("Summer"),
+        "y/summer": PurePath("summer-2"),  # for disks that take both for one
+    }
+    assert albums(["in", "in"]) == albums(["in/b.jpg", "in"]) == {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links as POSIX has them")
+def test_a_folder_with_the_name_of_a_picture_is_none(photos: Path) -> None:
+    (photos / "in/folder.jpg").mkdir()
+    (photos / "in/link.jpg").symlink_to("1974")
+    assert list(names("in")) == list(names("in/*.*")) == ["in/a.PNG", "in/b.jpg"]
+    assert list(names("in", recursive=True)) == list(names("in/**/*.*"))  # no folder is walked twice, through a link or not
+
+
+@pytest.mark.parametrize("held_by", ["an earlier result", "a clip"])
+def test_a_numbered_name_goes_round_names_that_are_taken(held_by: str, photos: Path) -> None:
+    (photos / "in/a.jpg").write_bytes(b"x")
+    held = held_by == "an earlier result"
+    earlier = lambda source: Path(os.path.realpath("out")) / "a.jpg.png" if held and source.name == "b.jpg" else None
+    jobs = plan(["in"], Path("out"), earlier=earlier, reserved=[] if held else [PurePath("A.JPG.PNG")])
+    assert {job.source.name: job.output.name for job in jobs} == {
+        "a.PNG": "a.PNG.png",
+        "a.jpg": "a.jpg-2.png",
+        "b.jpg": "a.jpg.png" if held else "b.png",
+    }
+
+
+def test_an_earlier_result_of_another_format_or_elsewhere_gives_no_name(photos: Path) -> None:
+    out = Path(os.path.realpath("out"))
+    for before, after in ((out / "old.png", "old.png"), (out / "old.jpg", "b.png"), (photos / "old.png", "b.png")):
+        (job,) = plan(["in/b.jpg"], Path("out"), earlier=lambda source, before=before: before)
+        assert job.output == Path("out") / after

@@ -107,6 +107,13 @@ def test_one_file_through_a_linked_folder_is_named_twice(tmp_path: Path) -> None
         Outputs().check(tmp_path / "out" / "a.png", tmp_path / "linked" / "a.png")
 
 
+def test_a_file_that_is_read_through_a_link_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a source")
+    (tmp_path / "link").symlink_to("a.txt")
+    with pytest.raises(InputError, match=r"a\.txt: the result would overwrite this input"):
+        Outputs([tmp_path / "link"], overwrite=True).check(tmp_path / "a.txt")
+
+
 def test_two_disks_may_number_their_files_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in.txt").write_text("a source")
     (tmp_path / "out.txt").write_text("a result")

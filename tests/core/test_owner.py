@@ -168,7 +168,8 @@ def test_a_place_where_nothing_may_be_written_is_refused_before_any_work(
 ) -> None:
     shut = tmp_path / "shut"
     shut.mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != shut)  # tests run as root too, who may write
+    may = os.W_OK | os.X_OK
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != shut or mode != may)  # as if not root, who may write
     command = ["restore", photo(tmp_path / "a.png"), "-o"]
     assert run(*command, shut / "new" / "out") == 2
     assert f"a.png: cannot be written (nothing may be written in {shut})" in capfd.readouterr().err

@@ -108,6 +108,11 @@ def test_named_by_hand_they_are_refused_too(name: str, tmp_path: Path) -> None:
         (b"8BPS\0\1" + bytes(60), "a drawing program's file"),
         (b"II\x2a\0\x10\0\0\0CR\x02\0" + bytes(60), "damaged|raw|not an image"),
         (b"\0\0\0\x18ftypcrx isom" + bytes(60), "a camera's raw file"),
+        (b"gimp xcf v011" + bytes(60), "a drawing program's file"),
+        (b"FUJIFILMCCD-RAW 0201" + bytes(60), "a camera's raw file"),
+        (b"IIRO\x08\0\0\0" + bytes(60), "a camera's raw file"),
+        (b"IIU\0\x08\0\0\0" + bytes(60), "a camera's raw file"),
+        (b"II\x1a\0\0\0HEAPCCDR" + bytes(60), "a camera's raw file"),
         (picture("TGA"), "not an image"),
         (picture("PCX"), "not an image"),
         (picture("ICO"), "not an image"),
@@ -130,6 +135,25 @@ def test_a_raw_file_that_is_a_tiff_outside_is_no_photo(tmp_path: Path) -> None:
     Image.new("RGB", (16, 12)).save(tmp_path / "thumbnail.tif", tiffinfo=tags)
     with pytest.raises(ImageFileError, match="a camera's raw file"):
         photos.read(tmp_path / "thumbnail.tif")
+
+
+def test_a_canon_raw_file_is_told_by_its_mark(tmp_path: Path) -> None:
+    tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 12, 277: 1, 278: 1, 279: 1}  # one gray pixel, of which 12 is the place
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    for mark in (b"\0\0", b"CR"):
+        data = b"II*\0\x10\0\0\0" + mark + b"\x02\0\x80\0\0\0" + directory
+        (tmp_path / ("raw.tif" if mark == b"CR" else "plain.tif")).write_bytes(data)
+    assert photos.read(tmp_path / "plain.tif").stored.flatten().tolist() == [128]
+    with pytest.raises(ImageFileError, match="a camera's raw file"):
+        photos.read(tmp_path / "raw.tif")
+
+
+def test_a_raw_file_s_name_is_enough(tmp_path: Path) -> None:
+    """Many are TIFF files inside, and what Pillow sees of them is a thumbnail."""
+    (tmp_path / "a.NEF").write_bytes(picture("TIFF"))
+    with pytest.raises(ImageFileError, match="a camera's raw file"):
+        photos.read(tmp_path / "a.NEF")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "MPO"])
@@ -155,8 +179,23 @@ def test_plug_ins_are_used_where_they_are(kind: str, module: str, suffix: str, t
 
 
 @pytest.mark.parametrize(
-    ("kind", "head"), [("HEIF", b"\0\0\0\x18ftypheic"), ("JXL", b"\xff\x0a"), ("AVIF", b"\0\0\0\x18ftypavif")]
+    ("kind", "module", "head"), [("HEIF", "pillow_heif", b"heic"), ("AVIF", "PIL.AvifImagePlugin", b"avif")]
 )
+def test_a_damaged_picture_of_a_plug_in_is_called_so(kind: str, module: str, head: bytes, tmp_path: Path) -> None:
+    pytest.importorskip(module)
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftyp" + head + bytes(60))
+    with pytest.raises(ImageFileError, match="damaged or cut short"):
+        photos.read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("HEIF", b"\0\0\0\x18ftypheic"), ("HEIF", b"\0\0\0\x18ftypheix"), ("HEIF", b"\0\0\0\x18ftypmif1"),
+        ("JXL", b"\xff\x0a"), ("JXL", b"\0\0\0\x0cJXL \r\n\x87\n"), ("AVIF", b"\0\0\0\x18ftypavif"),
+        ("AVIF", b"\0\0\0\x18ftypavis"),
+    ],
+)  # fmt: skip
 def test_a_missing_plug_in_is_named(kind: str, head: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.init()
     monkeypatch.delitem(Image.OPEN, kind, raising=False)
@@ -282,12 +321,13 @@ def test_the_canvas_of_a_gif_is_not_made_before_its_size_is_judged(tmp_path: Pat
     screen = b"GIF89a" + struct.pack("<HHBBB", 3, 2, 0x80, 0, 0) + bytes(6)
     clear = b"\x21\xf9\x04" + bytes([2 << 2, 0, 0, 0]) + b"\x00"  # the frame gives way to the background
     path = tmp_path / "bomb.gif"
-    path.write_bytes(screen + clear + b"," + struct.pack("<HHHHB", 0, 0, 30_000, 20_000, 0) + b"\x02\x02\x44\x01\x00;")
+    path.write_bytes(screen + clear + b"," + struct.pack("<HHHHB", 0, 0, 15_000, 15_000, 0) + b"\x02\x02\x44\x01\x00;")
     made: list[Any] = []
     fill = Image.core.fill
     monkeypatch.setattr(Image.core, "fill", lambda mode, size, *color: made.append(size) or fill(mode, (1, 1), *color))
     with pytest.raises(ImageFileError, match=r"too large \(the canvas of a GIF\); the limit is 178 megapixels"):
         photos.read(path)
     assert made == []
+    assert Image.MAX_IMAGE_PIXELS == 89478485, "Pillow's own limit is as it was"
     with pytest.raises(ImageFileError, match="the limit is 5 pixels"):
         photos.read(path, max_pixels=5)

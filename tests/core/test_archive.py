@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from lafr_core.app import batch, cli, report
+from lafr_core.app.jobs import Job
 from lafr_core.app.journal import NAME, Journal
 from lafr_core.app.processes import Processes
 from lafr_core.errors import InputError
@@ -189,14 +190,17 @@ def test_a_report_and_a_gallery_are_replaced_by_a_run_that_goes_on_only(tmp_path
 def test_a_share_of_the_report_that_a_killed_process_left_is_written_anew_by_a_run_that_goes_on(tmp_path: Path) -> None:
     share = report.part(tmp_path / "r.json", 1)
     report.write(share, {"lafr": "of yesterday"}, [], False, Outputs())
-    run = batch.Run(
-        "restore", [], RestoreSettings(), {}, lambda processes: None, Journal(tmp_path), tmp_path / "r.json"  # type: ignore
-    )  # fmt: skip
+    made = lambda job: batch.Made(batch.record(job, "no_face", (), ()), lambda path: path.write_text("result"))
+    jobs = [Job(photo(tmp_path / f"{name}.jpg"), tmp_path / f"{name}.png") for name in "abc"]
+    report_file = tmp_path / "r.json"
+    run = batch.Run("restore", jobs, RestoreSettings(), {}, lambda processes: made, Journal(tmp_path), report_file)
     second = Processes(torch.device("cpu"), index=1, count=2)
     with pytest.raises(InputError, match=r"r\.json\.process0001: a file is there already"):
         batch.carry_out(run, second)
     assert batch.carry_out(replace(run, resume=True), second) == 0
-    assert report.read(share)["finished"] is True
+    told = report.read(share)
+    assert told["finished"] is True and [entry["output"] for entry in told["inputs"]] == [str(tmp_path / "b.png")]
+    assert [path.name for path in tmp_path.glob(".lafr*")] == [".lafr-journal.process0001.jsonl"]
 
 
 def test_a_result_that_is_gone_is_made_again(tmp_path: Path, opened: list[Any]) -> None:
@@ -239,6 +243,38 @@ def test_resume_does_again_what_would_come_out_differently(tmp_path: Path, opene
     shutil.copy(source, tmp_path / "weights.safetensors")
     assert run(*command, "--fidelity", "0", "--prior", tmp_path / "weights.safetensors") == 0  # another model
     assert "done already" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--salvage"], ["--box", "20,30,80,90"], ["--quality", "50"], ["--no-record"], ["--aligned"], ["--upscale", "2"],
+        ["--reference", "r.jpg"], ["--reference", "r.jpg", "--reference-weight", "0.3"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_whatever_changes_a_result_makes_it_anew(more: list[str], tmp_path: Path, opened: list[Any], capfd: Any) -> None:
+    photo(tmp_path / "r.jpg", 7)
+    more = [str(tmp_path / text) if text == "r.jpg" else text for text in more]
+    command = ["restore", photo(tmp_path / "in" / "a.jpg"), "-o", tmp_path / "out", "--resume"]
+    first = [*command, *more[:2]] if "--reference-weight" in more else command
+    assert run(*first) == 0
+    capfd.readouterr()
+    run(*command, *more)
+    assert "done already" not in capfd.readouterr().err
+    run(*command, *more)
+    assert ("done already" in capfd.readouterr().err) == ("--aligned" not in more)  # the photo is no crop
+
+
+def test_a_report_calls_what_is_done_as_the_command_does(
+    tmp_path: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert run("restore", "in", "-o", "out") == 0
+    assert run("restore", tmp_path / "in", "-o", tmp_path / "out", "--resume", "--report", "r.json") == 0
+    (entry,) = json.loads(Path("r.json").read_text())["inputs"]
+    assert (entry["input"], entry["output"]) == (str(tmp_path / "in" / "a.jpg"), str(tmp_path / "out" / "a.png"))
 
 
 def test_a_result_that_somebody_edited_is_not_replaced(tmp_path: Path, opened: list[Any]) -> None:

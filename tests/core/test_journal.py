@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_a_content_with_its_old_time_is_looked_at(tmp_path: Path) -> None:
     assert not replace(stamp, ctime_ns=stamp.ctime_ns + 1, sha256="of another").holds(path)
     assert not replace(stamp, ctime_ns=stamp.ctime_ns - module._NAMING, sha256="of another").holds(path)
     assert replace(stamp, ctime_ns=stamp.ctime_ns - module._NAMING + 1, sha256="of another").holds(path)  # named meanwhile
+    assert 10**7 < module._NAMING < 10**9
 
 
 def test_another_size_is_another_file_without_reading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +113,28 @@ def test_of_two_lines_about_a_result_the_one_that_holds_counts(tmp_path: Path) -
         assert found is not None and found.output_stamp.size == 10
         file(out / "r", "somebody's")
         assert known.of_output(out / "r") is None and not known.made(out / "r")
+
+
+def test_the_last_line_about_a_result_counts(tmp_path: Path) -> None:
+    first, second, out = file(tmp_path / "a", "first"), file(tmp_path / "b", "second"), tmp_path / "out"
+    written = file(out / "x", "written")
+    journal = Journal.open(out)
+    note(journal, first, "r", written)
+    note(journal, second, "r", written, reason="the second")
+    file(out / "r", "written")
+    for known in (journal, Journal.open(out)):
+        found = known.of_output(out / "r")
+        assert found is not None and found.record["reason"] == "the second"
+        assert known.outputs_by_source("restore") == {absolute(second): absolute(out / "r")}
+
+
+@pytest.mark.parametrize("made_with", [5, None, "text", [1]])
+def test_settings_of_another_shape_belong_to_nothing(made_with: Any, tmp_path: Path) -> None:
+    source, out = file(tmp_path / "a", "source"), tmp_path / "out"
+    note(Journal.open(out), source, "r", file(out / "x", "written"))
+    text = (out / NAME).read_text()
+    (out / NAME).write_text(text.replace('"made_with": {"settings": 1}', f'"made_with": {json.dumps(made_with)}'))
+    assert Journal.open(out).entries == {}
 
 
 def test_lines_of_several_processes_count_by_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,7 @@ def test_an_edited_line_of_the_journal_is_passed_over(
     added = isinstance(value, dict) and name != "source_stamp"
     edited[name] = {**edited[name], **value} if added else value
     (tmp_path / "out" / NAME).write_text("\n".join([head, made_with, json.dumps(edited)]) + "\n")
+    assert Journal.open(tmp_path / "out").entries == {}
     result = tmp_path / "out" / "a.png"
     before = result.read_bytes()
     assert run(*command, "--resume", *more) == 2  # whose result it is nobody knows any more: it stays

@@ -82,7 +82,7 @@ def restore_photo(
     restored = larger
     if result.faces:
         restored = style.finished(larger.with_pixels(result.images[0]), made_by(settings, len(result.faces), upscale))
-    notes = [*photo.notes, *style.losses(photo, job.output), *left_out, *trust_warnings(result.faces, settings)]
+    notes = [*photo.notes, *style.losses(restored, job.output), *left_out, *trust_warnings(result.faces, settings)]
     status = "restored" if result.faces else "no_face"
     return Made(record(job, status, result.faces, notes), lambda path: style.save(path, restored, job.output))
 
@@ -137,8 +137,9 @@ def restore_crop(
     # The change is scaled back, not the picture: what the networks left alone stays as sharp as it was.
     change = _resized(restored - crops, side)
     result = (pixels + settings.strength * change).clamp(0, 1) if settings.strength > 0 else pixels
-    made = record(job, "restored", faces, [*notes, *style.losses(photo, job.output), *trust_warnings(faces, settings)])
     restored_photo = style.finished(photo.with_pixels(result[0]), made_by(settings, len(faces)))
+    losses = style.losses(restored_photo, job.output)
+    made = record(job, "restored", faces, [*notes, *losses, *trust_warnings(faces, settings)])
     return Made(made, lambda path: style.save(path, restored_photo, job.output))
 
 

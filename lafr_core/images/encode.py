@@ -31,15 +31,25 @@ _HOLDS = {
 }
 
 
-def losses(kind: str, bits: int, alpha: bool, kept: Metadata) -> list[str]:
+def losses(kind: str, bits: int, alpha: bool, kept: Metadata, exif: bytes | None) -> list[str]:
     """One sentence for each thing that a file of ``kind`` cannot hold."""
     name = {"jpg": "JPEG", "webp": "WebP", "tiff": "TIFF", "png": "PNG"}[kind]
     lost = [f"{what} lost: {name} files hold none" for what in kept.names() if what not in _HOLDS[kind]]
+    if kind == "jpg":
+        lost += _lost_in_jpeg(kept, exif)
     if bits == 16 and kind not in LOSSLESS:
         lost.append(f"16 bits a channel reduced to 8 for {name}; PNG and TIFF keep them")
     if alpha and kind == "jpg":
         lost.append("transparency laid on white: JPEG files hold none")
     return lost
+
+
+def _lost_in_jpeg(kept: Metadata, exif: bytes | None) -> list[str]:
+    short, short_exif = metadata.in_jpeg(kept, exif)
+    long = [what for what in kept.names() if what not in short.names()] + (["EXIF"] if exif and not short_exif else [])
+    others = [name for name in kept.texts if name != "Comment"]
+    named = [f"texts ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}) lost: JPEG files hold a comment only"]
+    return [f"{what} lost: longer than the 64 kB that JPEG files hold" for what in long] + (named if others else [])
 
 
 def save(
@@ -67,6 +77,8 @@ def save(
     extra: dict[str, Any] = {"icc_profile": icc} if icc else {}
     if kept.dpi:
         extra["dpi"] = kept.dpi
+    if kind == "jpg":
+        kept, exif = metadata.in_jpeg(kept, exif)
     if kind == "tiff":
         tags = metadata.tiff_tags(kept, exif)
         image.save(path, format="TIFF", compression="tiff_adobe_deflate", tiffinfo=tags, **extra)
@@ -86,8 +98,8 @@ def save(
         image = _on_white(image)
     if exif:
         extra["exif"] = b"Exif\0\0" + exif
-    if comment := kept.texts.get("Comment"):
-        extra["comment"] = comment.encode("utf-8")
+    if comment := metadata.comment(kept):
+        extra["comment"] = comment
     if segments := metadata.jpeg_segments(kept):
         extra["extra"] = segments
     image.save(path, format="JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, optimize=True, **extra)

@@ -24,6 +24,9 @@ _XMP_TAG, _IPTC_TAG = 700, 33723
 _XMP_TEXT = "XML:com.adobe.xmp"
 _IPTC_RESOURCE = 0x0404
 _LAFR = "http://ns.lafr/1.0/"
+_PHOTOSHOP = b"Photoshop 3.0\0"
+_SEGMENT = 65_533
+"""Bytes that one segment of a JPEG holds; Pillow writes no picture with a longer one."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +141,28 @@ def png_text(kept: Metadata) -> PngImagePlugin.PngInfo:
     return chunks
 
 
+def comment(kept: Metadata) -> bytes:
+    """The comment of a JPEG; b"" = none."""
+    return kept.texts.get("Comment", "").encode("utf-8")
+
+
+def in_jpeg(kept: Metadata, exif: bytes | None) -> tuple[Metadata, bytes | None]:
+    """What of both a JPEG can hold: each must fit into one segment."""
+    if len(exif or b"") + len(b"Exif\0\0") > _SEGMENT:
+        exif = None
+    if len(kept.xmp or b"") + len(b"http://ns.adobe.com/xap/1.0/\0") > _SEGMENT:
+        kept = replace(kept, xmp=None)
+    if len(_PHOTOSHOP) + len(_photoshop(kept.iptc or b"")) > _SEGMENT:
+        kept = replace(kept, iptc=None)
+    return (kept if len(comment(kept)) <= _SEGMENT else replace(kept, texts={})), exif
+
+
 def jpeg_segments(kept: Metadata) -> bytes:
     """The application segments that Pillow does not write itself."""
     if not kept.iptc:
         return b""
-    data = b"Photoshop 3.0\0" + _photoshop(kept.iptc)
-    return b"\xff\xed" + struct.pack(">H", len(data) + 2) + data if len(data) < 65_534 else b""
+    data = _PHOTOSHOP + _photoshop(kept.iptc)
+    return b"\xff\xed" + struct.pack(">H", len(data) + 2) + data
 
 
 def tiff_tags(kept: Metadata, exif: bytes | None) -> TiffImagePlugin.ImageFileDirectory_v2:
@@ -188,8 +207,8 @@ def _iptc(image: Image.Image, tags: Any) -> bytes | None:
         if isinstance(resources, dict) and resources.get(_IPTC_RESOURCE):
             return _bytes(resources[_IPTC_RESOURCE])
         if tags is not None and _IPTC_TAG in tags:
-            value = tags[_IPTC_TAG]
-            return struct.pack(f"<{len(value)}L", *value) if isinstance(value, tuple) else _bytes(value)
+            # Photoshop and libtiff call these bytes LONG, of which Pillow shows the first only.
+            return _bytes(getattr(tags, "_tagdata", {}).get(_IPTC_TAG) or tags[_IPTC_TAG])
         text = image.info.get("Raw profile type iptc")
         if isinstance(text, str):
             block = bytes.fromhex("".join(text.split()[2:]))

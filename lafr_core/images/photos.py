@@ -310,7 +310,7 @@ def write(
 
 def losses(photo: Photo, kind: str) -> list[str]:
     """One sentence for each thing of the photo that a file of ``kind`` cannot hold."""
-    return encode.losses(kind, photo.bits, photo.__dict__["_alpha"] is not None, photo.kept)
+    return encode.losses(kind, photo.bits, photo.__dict__["_alpha"] is not None, photo.kept, photo.exif)
 
 
 def recorded(photo: Photo, software: str, what: Mapping[str, Any]) -> Photo:
@@ -443,7 +443,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Callable[[Image.Ima
     target = ImageCms.createProfile("sRGB")
     if image.mode == "LAB":
         source: Any = ImageCms.createProfile("LAB")
-    elif icc is not None and icc[16:20] == b"CMYK":
+    elif icc is not None:
         source = io.BytesIO(icc)
     else:
         return _plainly, ["CMYK without a colour profile: colours are approximate"]
@@ -452,8 +452,6 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Callable[[Image.Ima
         turn: Any = ImageCms.buildTransform(source, target, image.mode, "RGB", renderingIntent=_RELATIVE_COLORIMETRIC)
         ImageCms.applyTransform(Image.new(image.mode, (1, 1)), turn)
     except (ImageCms.PyCMSError, OSError):
-        if image.mode == "LAB":
-            raise
         return _plainly, ["CMYK with an unusable colour profile: colours are approximate"]
     return lambda strip: np.asarray(ImageCms.applyTransform(strip, turn)), [f"{image.mode} converted to sRGB"]
 

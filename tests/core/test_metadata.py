@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import face_at, parts
-from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
+from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from lafr_core.app import arguments, cli
 from lafr_core.images import metadata, photos
@@ -115,7 +116,8 @@ def test_a_16_bit_png_keeps_them_too(tmp_path: Path) -> None:
 def test_the_restoration_is_recorded_once_beside_what_was_there(tmp_path: Path) -> None:
     assert run("restore", jpeg(tmp_path / "a.jpg"), "-o", tmp_path / "one", "--fidelity", "0.35") == 0
     assert run("restore", tmp_path / "one" / "a.png", "-o", tmp_path / "two", "--fidelity", "0.45", "--format", "jpg") == 0
-    for name, fidelity in (("one/a.png", 0.35), ("two/a.jpg", 0.45)):
+    assert run("restore", tmp_path / "two" / "a.jpg", "-o", tmp_path / "three", "--fidelity", "0.55", "--format", "tiff") == 0
+    for name, fidelity in (("one/a.png", 0.35), ("two/a.jpg", 0.45), ("three/a.tif", 0.55)):
         with Image.open(tmp_path / name) as image:
             assert image.getexif()[0x131] == "LAFR 0.1.0" and image.getexif()[0x0B] == "LAFR 0.1.0"
         xmp = photos.read(tmp_path / name).kept.xmp
@@ -204,3 +206,155 @@ def test_damaged_metadata_costs_no_picture(junk: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
     for kind in ("png", "jpg", "webp", "tiff"):
         assert run("restore", tmp_path / "a.jpg", "-o", tmp_path / kind, "--format", kind) == 0
+
+
+# --- what is too long, odd, or of another kind than usual ---
+
+
+def kept_in(kind: str, kept: Metadata, folder: Path, exif: bytes | None = None) -> tuple[Photo, list[str]]:
+    """The photo read back from a file of ``kind``, and what was said to be lost."""
+    photo = Photo(torch.full((3, 8, 8), 0.5), exif=exif, kept=kept)  # type: ignore[arg-type]
+    photos.write(folder / "a", photo, kind)
+    return photos.read(folder / "a"), photos.losses(photo, kind)
+
+
+def test_what_is_too_long_for_a_jpeg_costs_no_picture_and_is_named(tmp_path: Path) -> None:
+    long = bytes(range(32, 127)) * 700
+    for kept, name in (
+        (Metadata(xmp=long), "XMP"), (Metadata(iptc=long), "IPTC"), (Metadata(texts={"Comment": long.decode()}), "comment"),
+    ):  # fmt: skip
+        read, lost = kept_in("jpg", kept, tmp_path)
+        assert lost == [f"{name} lost: longer than the 64 kB that JPEG files hold"] and read.kept == Metadata()
+        for kind in ("png", "tiff"):
+            assert kept_in(kind, kept, tmp_path)[1] == (
+                ["comment lost: TIFF files hold none"] if (kind, name) == ("tiff", "comment") else []
+            )
+    words = Image.Exif()
+    words[270] = long.decode()
+    raw = words.tobytes()[6:]
+    read, lost = kept_in("jpg", Metadata(), tmp_path, raw)
+    assert lost == ["EXIF lost: longer than the 64 kB that JPEG files hold"] and read.exif is None
+    assert kept_in("png", Metadata(), tmp_path, raw)[0].exif == raw
+
+
+@pytest.mark.parametrize("field", ["xmp", "iptc", "comment", "exif"])
+def test_what_just_fits_into_a_jpeg_is_kept(field: str, tmp_path: Path) -> None:
+    """Segments hold 65,533 bytes, less what tells of what kind they are."""
+    room = 65_533 - {"xmp": 29, "iptc": 14 + 12, "comment": 0, "exif": 6}[field]
+    for size, lost in ((room - room % 2, 0), (room + 1, 1)):
+        text = b"x" * size
+        if field == "exif":
+            words = Image.Exif()
+            words[270] = "x" * (size - 28)
+            while len(words.tobytes()) - 6 > size:
+                words[270] = words[270][:-1]
+            read, said = kept_in("jpg", Metadata(), tmp_path, words.tobytes()[6:])
+            assert len(words.tobytes()) - 6 == size and (read.exif is None) == bool(lost)
+        else:
+            kept = Metadata(texts={"Comment": text.decode()}) if field == "comment" else Metadata(**{field: text})  # type: ignore[arg-type]
+            read, said = kept_in("jpg", kept, tmp_path)
+            assert read.kept == (Metadata() if lost else kept)
+        assert len(said) == lost
+
+
+def test_texts_that_a_jpeg_does_not_hold_are_named(tmp_path: Path) -> None:
+    texts = {"Title": "a", "Comment": "b", "Author": "c", "Copyright": "d", "Source": "e"}
+    read, lost = kept_in("jpg", Metadata(texts=texts), tmp_path)
+    assert read.kept.texts == {"Comment": "b"}
+    assert lost == ["texts (Title, Author, Copyright, ...) lost: JPEG files hold a comment only"]
+    assert kept_in("jpg", Metadata(texts={"Title": "a"}), tmp_path)[1] == ["texts (Title) lost: JPEG files hold a comment only"]
+    assert kept_in("png", Metadata(texts=texts), tmp_path)[0].kept.texts == texts
+
+
+def test_a_name_longer_than_png_allows_is_cut(tmp_path: Path) -> None:
+    assert kept_in("png", Metadata(texts={"n" * 99: "text"}), tmp_path)[0].kept.texts == {"n" * 79: "text"}
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tiff"])
+def test_iptc_of_an_odd_length_is_kept_exactly(kind: str, tmp_path: Path) -> None:
+    odd = IPTC + b"\x1c\x02\x19\x00\x01k"
+    odd = odd if len(odd) % 2 else odd + b"k"
+    read, _ = kept_in(kind, Metadata(iptc=odd), tmp_path)
+    assert read.kept.iptc is not None and read.kept.iptc.rstrip(b"\0") == odd
+    assert kind != "png" or read.kept.iptc == odd
+    assert len(metadata._photoshop(odd)) % 2 == 0  # Photoshop's resources begin at even places
+
+
+def test_iptc_that_is_called_long_is_read_whole(tmp_path: Path) -> None:
+    """As Photoshop and libtiff do; Pillow shows the first number only."""
+    kept_in("tiff", Metadata(iptc=IPTC), tmp_path)
+    data = (tmp_path / "a").read_bytes()
+    entry = struct.pack("<HHI", 33723, 7, len(IPTC))
+    assert data.count(entry) == 1
+    (tmp_path / "a").write_bytes(data.replace(entry, struct.pack("<HHI", 33723, 4, len(IPTC) // 4)))
+    assert photos.read(tmp_path / "a").kept.iptc == IPTC
+
+
+@pytest.mark.parametrize("text", ["\niptc\n 4\nxyz", "\niptc\n 4\n3842494d0404", "iptc", ""])
+def test_a_damaged_profile_of_png_is_passed_over(text: str, tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("Raw profile type iptc", text, zip=True)
+    noise().save(tmp_path / "a.png", pnginfo=chunks)
+    assert photos.read(tmp_path / "a.png").kept == Metadata()
+
+
+@pytest.mark.parametrize("value", [None, 300, (300,), (1, 2, 3), ("x", 2), (0, 300), (300, -1), (1e9, 300), (float("nan"), 1)])
+def test_a_resolution_that_is_none(value: Any) -> None:
+    assert metadata._dpi(value) is None
+    assert metadata._dpi((300, 254.5)) == (300.0, 254.5)
+
+
+def test_the_tags_of_a_tiff_have_the_types_that_readers_expect(tmp_path: Path) -> None:
+    kept_in("tiff", Metadata(xmp=XMP, iptc=IPTC), tmp_path, b"no EXIF at all")
+    with Image.open(tmp_path / "a") as image:
+        types = image.tag_v2.tagtype  # type: ignore[attr-defined]
+        assert (types[700], types[33723]) == (1, 7)
+
+
+def test_a_comment_ends_where_it_ends(tmp_path: Path) -> None:
+    noise().save(tmp_path / "a.jpg", comment=b"on the beach\0\0")
+    assert photos.read(tmp_path / "a.jpg").kept.texts == {"Comment": "on the beach"}
+    assert metadata._bytes("\udcff") == b"\xff"
+
+
+def test_colours_are_stored_in_full_at_high_quality_only(tmp_path: Path) -> None:
+    photo = Photo(torch.rand(3, 16, 16))  # type: ignore[arg-type]
+    for quality, sampling in ((90, 0), (89, 2)):
+        photos.write(tmp_path / "a.jpg", photo, quality=quality)
+        with Image.open(tmp_path / "a.jpg") as image:
+            assert JpegImagePlugin.get_sampling(image) == sampling
+
+
+def test_colours_under_transparent_pixels_are_kept_by_lossless_webp(tmp_path: Path) -> None:
+    pixels, alpha = torch.rand(3, 8, 8), torch.zeros(1, 8, 8)
+    photos.write(tmp_path / "a.webp", Photo(pixels, alpha), quality=100)  # type: ignore[arg-type]
+    photos.write(tmp_path / "a.png", Photo(pixels, alpha))  # type: ignore[arg-type]
+    assert torch.equal(photos.read(tmp_path / "a.webp").stored, photos.read(tmp_path / "a.png").stored)
+
+
+def test_gray_with_transparency_is_laid_on_white_as_gray(tmp_path: Path) -> None:
+    alpha = torch.tensor([[[0.0, 1.0]]]).repeat_interleave(8, -1).repeat(1, 8, 1)
+    photos.write(tmp_path / "a.jpg", Photo(torch.full((1, 8, 16), 0.2), alpha, gray=True))  # type: ignore[arg-type]
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.mode == "L" and image.getpixel((1, 1)) == 255 and image.getpixel((14, 1)) == 51
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tiff"])
+def test_a_gray_picture_keeps_its_gray_profile(kind: str, tmp_path: Path) -> None:
+    gray = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+    photos.write(tmp_path / "a", Photo(torch.full((1, 8, 8), 0.2), icc=gray, gray=True), kind)  # type: ignore[arg-type]
+    assert photos.read(tmp_path / "a").icc == gray
+
+
+def test_exif_that_pillow_can_read_and_not_write_is_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = exif()
+    turned[0x0112] = 6
+    noise().save(tmp_path / "a.jpg", exif=turned)
+
+    def fail(*_: Any) -> bytes:
+        raise ValueError("of another Pillow")
+
+    monkeypatch.setattr(Image.Exif, "tobytes", fail)
+    read = photos.read(tmp_path / "a.jpg")
+    assert read.exif is None and read.notes == ("EXIF damaged: what cannot be read of it is lost",)
+    assert read.stored.shape == (3, 100, 120)

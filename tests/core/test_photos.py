@@ -122,6 +122,7 @@ def test_every_size_of_16_bit_png(height: int, width: int, channels: int, smooth
 
 def test_16_bit_png_with_a_transparent_colour() -> None:
     array = noise(4, 5, 3, top=65536)
+    array[0, 0] = (*array[1, 2, :2], 7)  # the same but for its blue: another colour
     pieces = list(png16.encode(array))
     key = struct.pack(">HHH", *array[1, 2])
     chunk = struct.pack(">I", 6) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
@@ -189,6 +190,58 @@ def test_16_bit_tiff_is_written_exactly_and_read_alike_by_others(channels: int, 
     with pytest.importorskip("tifffile").TiffFile(tmp_path / "a.tif") as file:
         assert np.array_equal(file.asarray().reshape(array.shape), array)
         assert len(file.pages[0].dataoffsets) > 1
+
+
+def test_rows_of_a_16_bit_png_take_the_filter_that_packs_better() -> None:
+    across = np.array([[9, 9, 9, 9, 8, 8], [1, 1, 1, 1, 2, 2]], np.uint8)  # alike within a row
+    down = np.array([[1, 200, 3, 90, 7, 40], [1, 200, 3, 90, 7, 41]], np.uint8)  # each row like the one above
+    assert png16._filtered(across, np.zeros(6, np.uint8), 2).tolist() == [
+        [1, 9, 9, 0, 0, 255, 255], [1, 1, 1, 0, 0, 1, 1],
+    ]  # fmt: skip
+    assert png16._filtered(down, down[0], 2).tolist() == [[2, 0, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 1]]
+    # -1 is a smaller difference than 100, though as a byte it is 255
+    assert png16._filtered(np.array([[100, 99]], np.uint8), np.array([101, 100], np.uint8), 1).tolist() == [[2, 255, 255]]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_16_bit_tiff_is_laid_out_as_its_specification_says(channels: int) -> None:
+    """TIFF 6.0: tags in ascending order, offsets even (section 2), what the last channel is (18); strips of 64 kB here."""
+    file = io.BytesIO()
+    array = noise(9, 5000, channels, top=65536)
+    more = {270: (2, "odd"), 271: (2, "an even one"), 305: (2, "LAFR 0.1.0")}
+    tiff16.encode(file, array, b"profile", (300.0, 254.5), more)
+    data = file.getvalue()
+    (start,) = struct.unpack("<I", data[4:8])
+    (count,) = struct.unpack("<H", data[start : start + 2])
+    entries = [struct.unpack("<HHII", data[at : at + 12]) for at in range(start + 2, start + 2 + 12 * count, 12)]
+    tags = {tag: (kind, number, value) for tag, kind, number, value in entries}
+    assert [entry[0] for entry in entries] == sorted(tags) and start % 2 == 0
+    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1}
+    behind = [value for _, kind, number, value in entries if sizes[kind] * number > 4]
+    assert behind and all(value % 2 == 0 and start < value < len(data) for value in behind)
+    assert tags[278][2] * channels * 2 * 5000 <= 1 << 16 or tags[278][2] == 1
+    assert (338 in tags) == (channels in (2, 4)) and tags[262][2] == (1 if channels < 3 else 2)
+    kind, number, value = tags[271]
+    assert data[value : value + number] == b"an even one\0" and kind == 2
+    top, bottom = struct.unpack("<II", data[tags[283][2] : tags[283][2] + 8])
+    assert top / bottom == 254.5
+
+
+def test_8_bit_tiff_in_planes_is_read(tmp_path: Path) -> None:
+    tags = {256: 2, 257: 1, 259: 1, 262: 2, 277: 3, 278: 1, 284: 2}
+    behind = 8 + 2 + 12 * (len(tags) + 3) + 4
+    entries = {tag: (3, 1, value) for tag, value in tags.items()}
+    entries |= {258: (3, 3, behind), 273: (3, 3, behind + 6), 279: (3, 3, behind + 12)}
+    lines = b"".join(struct.pack("<HHII", tag, *entries[tag]) for tag in sorted(entries))
+    values = struct.pack("<9H", 8, 8, 8, *(behind + 18 + 2 * k for k in range(3)), 2, 2, 2) + bytes([1, 2, 3, 4, 5, 6])
+    (tmp_path / "a.tif").write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + lines + bytes(4) + values)
+    assert photos.read(tmp_path / "a.tif").stored.tolist() == [[[1, 2]], [[3, 4]], [[5, 6]]]
+
+
+def test_gray_multiplied_by_its_alpha_is_gray_with_alpha() -> None:
+    photo = photos.from_pil(Image.new("LA", (4, 3), (100, 51)).convert("La"))
+    assert photo.gray and photo.stored.unique().tolist() == [100]
+    assert photo.stored_alpha is not None and photo.stored_alpha.unique().tolist() == [51]
 
 
 def test_a_tiff_that_would_pass_4_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

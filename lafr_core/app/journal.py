@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .report import is_entry
+from .report import is_entry, is_shallow
 
 NAME = ".lafr-journal.jsonl"
 _PATTERN = ".lafr-journal*.jsonl"
@@ -202,7 +202,8 @@ def _entry(line: Mapping[str, Any], folder: Path, settings: Mapping[str, Any]) -
         )
     except (KeyError, TypeError, ValueError, OSError):
         return None
-    return entry if isinstance(entry.command, str) and isinstance(entry.made_with, dict) and is_entry(entry.record) else None
+    known = isinstance(entry.command, str) and isinstance(entry.made_with, dict) and is_shallow(entry.made_with)
+    return entry if known and is_entry(entry.record) else None
 
 
 def _name(text: str) -> str:

@@ -20,6 +20,8 @@ DONE = ("restored", "detected", "no_face")
 FAILED = "failed"
 UNOPENED = "unopened"
 """A picture of a folder in a format that is not opened: listed with what would read it, and no failure."""
+LEVELS = 20
+"""Levels of lists and names in each other; entries have five."""
 _SAVE_EVERY = 5.0  # seconds: a report of 100,000 photos must not be rewritten for each of them
 
 
@@ -139,7 +141,15 @@ def is_entry(value: Any) -> bool:
         and all(isinstance(warning, str) for warning in warnings)
         and isinstance(faces, list)
         and all(_is_face(face) and ("tracks" not in value or _is_track(face)) for face in faces)
+        and is_shallow(value)
     )
+
+
+def is_shallow(value: Any, levels: int = LEVELS) -> bool:
+    """Whether a value of a JSON file is nested no deeper than ``levels``: what can be read cannot always be written again."""
+    if not isinstance(value, (dict, list)):
+        return True
+    return levels > 0 and all(is_shallow(inner, levels - 1) for inner in (value.values() if isinstance(value, dict) else value))
 
 
 def _is_face(face: Any) -> bool:

@@ -114,7 +114,7 @@ def _from_folder(folder: Path, device: torch.device | str) -> Vae:
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         kind = config.get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder}: expected a diffusers VAE folder with a readable config.json ({error})") from error
     diffusers = _diffusers()
     kinds: dict[str, Callable[[Any, LatentSpec], Vae]] = {"AutoencoderKL": KlVae, "AutoencoderTiny": TinyVae}

@@ -424,7 +424,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -445,8 +445,8 @@ def _load_survey(file: Path) -> Survey:
     try:
         with np.load(file, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
-    except (OSError, ValueError, KeyError) as error:
+        faults = tuple((int(i), str(why)) for i, why in json.loads(arrays["faults"].tobytes()))
+        times, cuts = array("q", arrays["times"].tolist()), tuple(arrays["cuts"].tolist())
+        return Survey(tuple(from_arrays(arrays)), times, int(arrays["found"]), cuts, faults, float(arrays["best_frames"]))
+    except Exception as error:  # a damaged archive makes NumPy raise nearly anything
         raise ClipError(f"{file}: cannot be read ({error}); restore the clip again without --resume") from error
-    faults = tuple((int(i), str(why)) for i, why in json.loads(arrays["faults"].tobytes()))
-    times, cuts = array("q", arrays["times"].tolist()), tuple(arrays["cuts"].tolist())
-    return Survey(tuple(from_arrays(arrays)), times, int(arrays["found"]), cuts, faults, float(arrays["best_frames"]))

@@ -129,7 +129,7 @@ def test_the_last_line_about_a_result_counts(tmp_path: Path) -> None:
         assert known.outputs_by_source("restore") == {absolute(second): absolute(out / "r")}
 
 
-@pytest.mark.parametrize("made_with", [5, None, "text", [1]])
+@pytest.mark.parametrize("made_with", [5, None, "text", [1], {"more": [[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]}])
 def test_settings_of_another_shape_belong_to_nothing(made_with: Any, tmp_path: Path) -> None:
     source, out = file(tmp_path / "a", "source"), tmp_path / "out"
     note(Journal.open(out), source, "r", file(out / "x", "written"))

@@ -17,6 +17,7 @@ from lafr_core.latent.networks.adapter import AdapterNet
 from lafr_core.latent.networks.prior import PriorNet
 from lafr_core.latent.networks.vae import StarterVaeNet
 from lafr_core.latent.prior import open_prior
+from lafr_core.latent.sd_prior import _json
 from lafr_core.latent.spec import family
 from lafr_core.latent.vae import _diffusers_name, open_tiny, open_vae
 from lafr_core.store import checkpoint
@@ -240,3 +241,11 @@ def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
 )
 def test_original_vae_names_are_known(original: str, diffusers: str) -> None:
     assert _diffusers_name(original) == diffusers
+
+
+def test_a_config_nested_without_end_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="expected a diffusers VAE folder with a readable"):
+        open_vae(tmp_path)
+    with pytest.raises(CheckpointError, match="not readable as JSON"):
+        _json(tmp_path / "config.json")

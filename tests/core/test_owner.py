@@ -110,6 +110,10 @@ def test_a_report_a_gallery_and_the_journal_are_three_files(tmp_path: Path, open
 # --- journals and reports that somebody has edited ---
 
 
+def nested(levels: int) -> list[Any]:
+    return [] if levels == 1 else [nested(levels - 1)]
+
+
 def entry(**changed: Any) -> dict[str, Any]:
     face = {"box": [1, 2.5, 3, None], "trust": 0.5, "change": None, "likeness": None, "person": None}
     whole = {"input": "a", "status": "restored", "output": None, "reason": None, "faces": [face], "warnings": ["w"]}
@@ -123,11 +127,15 @@ def entry(**changed: Any) -> dict[str, Any]:
         {"faces": [{}]}, {"faces": [{"box": [1, 2, 3]}]}, {"faces": [{"box": [1, 2, 3, "4"]}]}, {"input": None},
         {"faces": [{"box": [1, 2, 3, 4], "trust": "high"}]}, {"faces": [{"box": [1, 2, 3, 4], "person": 5}]},
         {"faces": [{"box": [1, 2, 3, 10**400]}]}, {"tracks": [{"box": [1, 2, 3, 4]}]},
-        {"tracks": [{"box": [1, 2, 3, 4], "start": -1, "first": 0.0}]},
+        {"tracks": [{"box": [1, 2, 3, 4], "start": -1, "first": 0.0}]}, {"more": nested(20)},
     ],
 )  # fmt: skip
 def test_an_entry_of_another_shape_is_none(wrong: dict[str, Any]) -> None:
-    assert is_entry(entry()) and is_entry(entry(tracks=[{"box": [1, 2, 3, 4], "start": 0, "first": 0.0}]))
+    assert (
+        is_entry(entry())
+        and is_entry(entry(more=nested(19)))
+        and is_entry(entry(tracks=[{"box": [1, 2, 3, 4], "start": 0, "first": 0.0}]))
+    )
     assert not is_entry(entry(**wrong)) and not is_entry([entry()])
 
 

@@ -29,6 +29,8 @@ HERE = b"@HERE@"
 """Stands in a journal for the folder of its case."""
 SIZE = (24, 32)
 SCRIPT = "</script><script>alert(1)</script>"
+DEEP = r'"@(\d+) DEEP@"'
+"""Stands for a list in a list in a list ..., so many deep."""
 PATHS = (
     "../diary.txt", "../in/a.jpg", "../in/b.jpg", "b.png", "a.png", "a.png/", "./a.png", "../out/a.png", "sub/../a.png", NAME,
     "", ".", "..", "/", "/etc/passwd", "~", "a\0b", "a" * 300, "a/" * 3000, "\udcff.png", "new.png", "new/new.png",
@@ -120,7 +122,8 @@ def rewritten(journal: bytes, rng: random.Random) -> bytes:
             lines[at] = lines[at][:-1] + f', "{name}": {json.dumps(rng.choice((*STRANGE, *PATHS)))}' + "}"
         else:
             lines[at] = _changed(lines[at], rng)
-    return "\n".join(lines).encode("utf-8", "surrogatepass") + rng.choice((b"\n", b"\n", b"", b"\r\n", b"\0", b"\n\n"))
+    text = re.sub(DEEP, lambda found: "[" * int(found[1]) + "]" * int(found[1]), "\n".join(lines))
+    return text.encode("utf-8", "surrogatepass") + rng.choice((b"\n", b"\n", b"", b"\r\n", b"\0", b"\n\n"))
 
 
 def _changed(line: str, rng: random.Random) -> str:
@@ -144,7 +147,8 @@ def _changed(line: str, rng: random.Random) -> str:
     elif isinstance(inner[name], list) and inner[name] and rng.random() < 0.7:
         inner[name][rng.randrange(len(inner[name]))] = rng.choice((*STRANGE, SCRIPT))
     else:
-        inner[name] = rng.choice((*STRANGE, SCRIPT, *PATHS))
+        deep = f"@{rng.choice((rng.randrange(1, 1100), 100_000))} DEEP@"
+        inner[rng.choice((name, name, "another"))] = rng.choice((*STRANGE, SCRIPT, *PATHS, *[deep] * 12))
     return json.dumps(entry)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from lafr_core.errors import ClipError, InputError, SettingsError
 from lafr_core.settings import RestoreSettings
 from lafr_core.video import run
 from lafr_core.video.clips import FileClip
+from lafr_core.video.restore import Survey
 from lafr_core.video.run import ClipResult, Team, partial_of, restore_clip
 from lafr_core.video.settings import ClipSettings
 
@@ -193,3 +195,28 @@ def test_photos_that_would_be_refused_are_refused_before_clips_are_restored(
     assert main(["restore", str(source), str(photo), "-o", str(out), "--device", "cpu"]) == 2
     assert "b.png: a file is there already" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["b.png"] and (out / "b.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another file", "another shape", "nested"])
+def test_a_damaged_survey_of_a_stopped_clip_is_one_sentence(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "survey.npz"
+    known = Survey((), array("q", [0, 40]), 0, (1,), ((1, "damaged"),), 0.0)
+    run._save_survey(file, known)
+    assert run._load_survey(file) == known
+    if damage == "cut short":
+        file.write_bytes(file.read_bytes()[:-40])
+    elif damage == "another file":
+        file.write_bytes(b"PK\3\4 and then something else")
+    elif damage == "another shape":
+        np.savez(file, times=np.zeros((2, 2)))
+    else:
+        text = np.frombuffer(b"[" * 100_000, dtype=np.uint8)
+        np.savez(file, **{**dict(np.load(file)), "faults": text})
+    with pytest.raises(ClipError, match=r"survey\.npz: cannot be read .*; restore the clip again without --resume"):
+        run._load_survey(file)
+
+
+def test_a_state_that_is_none_is_no_state(tmp_path: Path) -> None:
+    for text in ("[" * 100_000, "{", "\xff"):
+        (tmp_path / "state.json").write_text(text, encoding="latin-1")
+        assert run._read_json(tmp_path / "state.json") is None

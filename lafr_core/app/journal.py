@@ -200,7 +200,7 @@ def _entry(line: Mapping[str, Any], folder: Path, settings: Mapping[str, Any]) -
             made_with=settings[line["run"]],
             record=line["record"],
         )
-    except (KeyError, TypeError, ValueError, OSError):
+    except (KeyError, TypeError, ValueError):
         return None
     known = isinstance(entry.command, str) and isinstance(entry.made_with, dict) and is_shallow(entry.made_with)
     return entry if known and is_entry(entry.record) else None

@@ -12,6 +12,7 @@ import pytest
 
 from lafr_core.app import journal as module
 from lafr_core.app.journal import NAME, Entry, Journal, Stamp, absolute, is_journal
+from lafr_core.errors import InputError
 
 
 def file(path: Path, text: str) -> Path:
@@ -194,6 +195,16 @@ def test_a_file_is_known_through_linked_folders_and_a_link_is_not_what_it_points
     (tmp_path / "out" / "link").symlink_to("r")
     assert absolute(tmp_path / "linked" / "r") == absolute(tmp_path / "out" / "r") == Path(os.path.realpath(tmp_path)) / "out/r"
     assert absolute(tmp_path / "out" / "link").name == "link"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links as POSIX has them")
+def test_a_journal_is_not_written_through_a_link(tmp_path: Path) -> None:
+    source, out = file(tmp_path / "a", "source"), tmp_path / "out"
+    note(Journal.open(out), source, "r", file(out / "x", "written"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / NAME).symlink_to(out / NAME)
+    with pytest.raises(InputError, match="expected LAFR's journal, got something that is no file; move it away"):
+        Journal.open(tmp_path / "other")
 
 
 def test_journals_of_all_processes_have_names_that_are_known() -> None:

@@ -238,6 +238,13 @@ def test_8_bit_tiff_in_planes_is_read(tmp_path: Path) -> None:
     assert photos.read(tmp_path / "a.tif").stored.tolist() == [[[1, 2]], [[3, 4]], [[5, 6]]]
 
 
+def test_floats_become_the_nearest_whole_numbers() -> None:
+    pixels = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.2, -0.3]).repeat(3, 1, 1)
+    assert photos.to_array(Photo(pixels))[0, :, 0].tolist() == [0, 0, 1, 255, 255, 0]  # type: ignore[arg-type]
+    deep = torch.tensor([0.4 / 65535, 0.6 / 65535]).repeat(3, 1, 1)
+    assert photos.to_array(Photo(deep, bits=16))[0, :, 0].tolist() == [0, 1]  # type: ignore[arg-type]
+
+
 def test_gray_multiplied_by_its_alpha_is_gray_with_alpha() -> None:
     photo = photos.from_pil(Image.new("LA", (4, 3), (100, 51)).convert("La"))
     assert photo.gray and photo.stored.unique().tolist() == [100]

@@ -71,6 +71,8 @@ def save(
                 file.writelines(png16.encode(picture, icc, exif, _chunks(kept)))
             else:
                 tiff16.encode(file, picture, icc, kept.dpi, metadata.tiff_values(kept, exif))
+        if kind == "tiff":
+            _add_directories(path, exif)
         return
     array = picture[:] if picture.dtype == np.uint8 else _high_bytes(picture)
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
@@ -82,6 +84,7 @@ def save(
     if kind == "tiff":
         tags = metadata.tiff_tags(kept, exif)
         image.save(path, format="TIFF", compression="tiff_adobe_deflate", tiffinfo=tags, **extra)
+        _add_directories(path, exif)
         return
     if exif:
         extra["exif"] = exif
@@ -103,6 +106,13 @@ def save(
     if segments := metadata.jpeg_segments(kept):
         extra["extra"] = segments
     image.save(path, format="JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, optimize=True, **extra)
+
+
+def _add_directories(path: Path, exif: bytes | None) -> None:
+    """Put what EXIF has in directories of their own into a TIFF: Pillow's packed ones hold none."""
+    if directories := metadata.tiff_directories(exif):
+        with path.open("r+b") as file:
+            tiff16.add_directories(file, {tag: made.tobytes for tag, made in directories.items()})
 
 
 def _high_bytes(picture: Rows) -> NDArray[np.uint8]:

@@ -18,6 +18,8 @@ _ORIENTATION = 0x0112
 _SOFTWARE, _PROCESSING_SOFTWARE = 0x0131, 0x000B
 _SUB_IFDS = (0x8769, 0x8825)
 """The Exif and GPS directories."""
+_INTEROPERABILITY = 0xA005
+"""A directory in the Exif directory that says which rules its file follows: not those of a result."""
 _DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 316, 33432, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F)
 """TIFF tags that tell of the picture and not of how it is stored: description, camera, software, time, artist, copyright ..."""
 _XMP_TAG, _IPTC_TAG = 700, 33723
@@ -178,8 +180,23 @@ def tiff_tags(kept: Metadata, exif: bytes | None) -> TiffImagePlugin.ImageFileDi
     for tag, value in ((_XMP_TAG, kept.xmp), (_IPTC_TAG, kept.iptc)):
         if value:
             tags[tag] = value
-            tags.tagtype[tag] = 7 if tag == _IPTC_TAG else 1
     return tags
+
+
+def tiff_directories(exif: bytes | None) -> dict[int, TiffImagePlugin.ImageFileDirectory_v2]:
+    """The Exif and GPS directories, which stand beside the tags of a TIFF; {} where there are none."""
+    found = {}
+    with contextlib.suppress(Exception):  # damaged EXIF: as above
+        source = Image.Exif()
+        source.load(b"Exif\0\0" + (exif or b""))
+        for tag in _SUB_IFDS:
+            made = TiffImagePlugin.ImageFileDirectory_v2(b"II\x2a\0\0\0\0\0", group=tag)
+            for inner, value in source.get_ifd(tag).items():
+                if inner != _INTEROPERABILITY:
+                    made[inner] = value
+            if len(made) and made.tobytes():
+                found[tag] = made
+    return found
 
 
 def tiff_values(kept: Metadata, exif: bytes | None) -> dict[int, tuple[int, str | bytes]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -68,6 +68,31 @@ def encode(
     file.write(b"\0" * (file.tell() % 2))
     start = file.tell()
     file.write(_directory(tags, start))
+    file.seek(4)
+    file.write(struct.pack("<I", start))
+
+
+def add_directories(file: BinaryIO, directories: Mapping[int, Callable[[int], bytes]]) -> None:
+    """Directories of their own for a little-endian TIFF in an open file: tag -> what makes the bytes for the place where they
+    will stand. What was the first directory is written anew behind them, with their tags."""
+    file.seek(0)
+    order, _, start = struct.unpack("<2sHI", file.read(8))
+    if order != b"II":  # Pillow writes as the machine does
+        return
+    file.seek(start)
+    (count,) = struct.unpack("<H", file.read(2))
+    entries = [file.read(12) for _ in range(count)]
+    following = file.read(4)
+    file.seek(0, 2)
+    for tag, made in directories.items():
+        file.write(b"\0" * (file.tell() % 2))
+        place = file.tell()
+        file.write(made(place))
+        entries.append(struct.pack("<HHII", tag, LONG, 1, place))
+    file.write(b"\0" * (file.tell() % 2))
+    start = file.tell()
+    entries.sort(key=lambda entry: int.from_bytes(entry[:2], "little"))
+    file.write(struct.pack("<H", len(entries)) + b"".join(entries) + following)
     file.seek(4)
     file.write(struct.pack("<I", start))
 

@@ -7,6 +7,7 @@ import json
 import re
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_everything_that_a_format_holds_is_kept_and_the_rest_is_named(make: Any,
         found = image.getexif()
         assert {tag: str(found[tag]).strip("\0") for tag in WORDS} == WORDS
         assert image.info["icc_profile"] == PROFILE
-        if make is jpeg and kind != "tiff":
+        if make is jpeg:
             assert found.get_ifd(ExifTags.IFD.Exif)[0x9003] == "1974:07:01 12:00:00"
     assert read.kept.xmp == XMP
     lost = warnings(tmp_path / "r.json")
@@ -344,6 +345,35 @@ def test_a_gray_picture_keeps_its_gray_profile(kind: str, tmp_path: Path) -> Non
     gray = PROFILE[:16] + b"GRAY" + PROFILE[20:]
     photos.write(tmp_path / "a", Photo(torch.full((1, 8, 8), 0.2), icc=gray, gray=True), kind)  # type: ignore[arg-type]
     assert photos.read(tmp_path / "a").icc == gray
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_when_and_where_a_photo_was_taken_comes_into_tiff_and_out_again(bits: int, tmp_path: Path) -> None:
+    taken = exif()
+    taken.get_ifd(ExifTags.IFD.Exif).update({0x829A: 0.5, 0x927C: b"the maker's own notes", 0xA005: {1: "R98"}})
+    taken.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (52.0, 31.0, 12.5)})
+    photos.write(tmp_path / "a.tif", Photo(torch.rand(3, 8, 9), exif=taken.tobytes()[6:], bits=bits))  # type: ignore[arg-type]
+    for name in ("a.tif", "b.png", "c.tif", "d.jpg"):
+        read = photos.read(tmp_path / name)
+        assert read.stored.shape == (3, 8, 9) and read.bits == (8 if name == "d.jpg" else bits)
+        kept = Image.Exif()
+        kept.load(b"Exif\0\0" + (read.exif or b""))
+        with Image.open(tmp_path / name) as image:
+            for found in (image.getexif(), kept):
+                camera, place = found.get_ifd(ExifTags.IFD.Exif), found.get_ifd(ExifTags.IFD.GPSInfo)
+                assert camera[0x9003] == "1974:07:01 12:00:00" and camera[0x829A] == 0.5
+                assert camera[0x927C] == b"the maker's own notes"
+                assert place[1] == "N" and tuple(map(float, place[2])) == (52.0, 31.0, 12.5)
+                assert found[270] == "Aunt Ada"
+        after = {"a.tif": "b.png", "b.png": "c.tif", "c.tif": "d.jpg", "d.jpg": "e.png"}[name]
+        photos.write(tmp_path / after, read)
+
+
+def test_xmp_is_found_where_older_pillows_leave_it() -> None:
+    as_text = SimpleNamespace(info={"XML:com.adobe.xmp": XMP.decode()}, format="PNG", text={})
+    assert metadata.read(as_text).xmp == XMP  # type: ignore[arg-type]
+    as_tag = SimpleNamespace(info={}, format="TIFF", tag_v2={700: XMP})
+    assert metadata.read(as_tag).xmp == XMP  # type: ignore[arg-type]
 
 
 def test_exif_that_pillow_can_read_and_not_write_is_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

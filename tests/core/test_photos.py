@@ -251,6 +251,15 @@ def test_gray_multiplied_by_its_alpha_is_gray_with_alpha() -> None:
     assert photo.stored_alpha is not None and photo.stored_alpha.unique().tolist() == [51]
 
 
+def test_gray_with_alpha_of_a_16_bit_png_becomes_a_tiff_that_others_read(tmp_path: Path) -> None:
+    array = noise(5, 4, 2, top=65536)
+    (tmp_path / "a.png").write_bytes(b"".join(png16.encode(array)))
+    photo = photos.read(tmp_path / "a.png")
+    assert photo.gray and len(photo.stored) == 1
+    photos.write(tmp_path / "a.tif", photo)
+    assert np.array_equal(photos.to_array(photos.read(tmp_path / "a.tif")), array[..., [0, 0, 0, 1]])
+
+
 def test_a_tiff_that_would_pass_4_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiff16, "_LARGEST", 500)
     with pytest.raises(ImageFileError, match=r"a\.tif: cannot be written \(a TIFF file holds at most 4 GB; write PNG\)"):

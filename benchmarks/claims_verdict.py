@@ -155,9 +155,14 @@ def race(seeds: Sequence[int], results: Results) -> list[str]:
     there = [s for s in seeds if all(f"{arm}_{s}" in results for arm in (*TRAINED, "codebook"))]
     if not costs or len(there) < len(seeds):
         return [*lines, f"**Not tested**: {len(there)} of {len(seeds)} seeds are done."]
+    curves = [results[f"{arm}_{s}"]["curve"] for arm in TRAINED for s in there]
+    errors = ERRORS
+    if not any(all(math.isfinite(first(curve, error)) for curve in curves) for error in ERRORS):
+        lines += ["No error set beforehand was reached by every run: these are taken from the curves.", ""]
+        errors = levels(curves)
     lines += ["| error | " + " | ".join(ARMS) + " | stored / encoder |", "|---|" + "---|" * (len(ARMS) + 1)]
     shares = []
-    for error in ERRORS:
+    for error in errors:
         times = {arm: [seconds(results, costs, arm, s, error) for s in there] for arm in ARMS}
         cells = [", ".join("never" if math.isinf(t) else f"{t:.1f} s" for t in times[arm]) for arm in ARMS]
         ours, theirs = (float(np.mean(times[arm])) for arm in ("adapter", "encoder"))
@@ -165,7 +170,7 @@ def race(seeds: Sequence[int], results: Results) -> list[str]:
         shares.append(share)
         words = f"{100 * share:.0f} %" if math.isfinite(share) else ("only the encoder" if math.isfinite(theirs) else "-")
         words = "only the adapter" if math.isfinite(ours) and not math.isfinite(theirs) else words
-        lines.append(f"| {error:g} | " + " | ".join(cells) + f" | {words} |")
+        lines.append(f"| {error:.4g} | " + " | ".join(cells) + f" | {words} |")
     for arm in TRAINED:
         ends = ", ".join(
             f"{min(v for _, v in c):.4f} in {c[-1][0]:.0f}" for c in (results[f"{arm}_{s}"]["curve"] for s in there)
@@ -176,8 +181,13 @@ def race(seeds: Sequence[int], results: Results) -> list[str]:
         return [*lines, "", "**Not decided**: no error was reached by both."]
     holds = max(known) <= 0.3
     span = f"{100 * min(known):.0f} to {100 * max(known):.0f} % of the time"
-    words = f"at {len(known)} of {len(ERRORS)} errors both got there: {span}"
+    words = f"at {len(known)} of {len(errors)} errors both got there: {span}"
     return [*lines, "", f"**{'Holds' if holds else 'Does not hold'} here** (30 % or less): {words}."]
+
+
+def levels(curves: Sequence[Sequence[Sequence[float]]], count: int = 5) -> tuple[float, ...]:
+    """Evenly spaced errors from where the slowest curve's first validation stands down to the least that all of them reach."""
+    return tuple(np.linspace(max(c[0][1] for c in curves), max(min(v for _, v in c) for c in curves), count).tolist())
 
 
 def seconds(results: Results, costs: Results, arm: str, seed: int, error: float) -> float:

@@ -120,9 +120,9 @@ class Models:
     thumbnail: str = ""
     """File of the thumbnail stage: what identity terms look at where windows are decoded."""
     codebook: str = ""
-    """Codebook run or checkpoint that the adapter stage starts from; empty = the newest one of this run's own folder."""
+    """Codebook run or checkpoint that the adapter stage starts from; empty = this run's own."""
     adapter: str = ""
-    """Adapter run, checkpoint or .safetensors the prior stage uses; empty = the newest one of this run; ``none`` = no
+    """Adapter run, checkpoint or .safetensors the prior stage uses; empty = this run's own; ``none`` = no
     adapter.
     """
 

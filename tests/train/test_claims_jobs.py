@@ -156,6 +156,18 @@ def test_claim_two_is_steps_times_what_a_step_costs() -> None:
     assert "**Holds here** (30 % or less): at 3 of 5 errors both got there: 11 to 28 % of the time" in text
 
 
+def test_where_no_preset_error_is_reached_the_curves_say_which_can_be_compared() -> None:
+    slow, fast = [[10.0, 0.6], [20.0, 0.5], [30.0, 0.55]], [[10.0, 0.58], [20.0, 0.45], [30.0, 0.42]]
+    assert claims_verdict.levels([slow, fast], 3) == pytest.approx((0.6, 0.55, 0.5))
+    cost = {"batch": 4.0, "bytes": 2.0**20, "seconds": 1.0}
+    results: dict[str, Any] = {"costs": {"device": "x", **dict.fromkeys(("codebook", *ARMS), cost)}, "codebook_0": {"steps": 4}}
+    results |= {"adapter_0": {"curve": slow}, "encoder_0": {"curve": fast}}
+    text = "\n".join(claims_verdict.race([0], results))
+    assert "No error set beforehand" in text
+    assert "| 0.6 | 14.0 s | 14.0 s | 10.0 s | 140 % |" in text and "| 0.5 | 24.0 s | 24.0 s | 20.0 s | 120 % |" in text
+    assert "**Does not hold here** (30 % or less): at 5 of 5 errors both got there: 120 to 140 % of the time" in text
+
+
 def test_arms_learn_what_they_say(tmp_path: Path) -> None:
     vae: Any = open_vae(tiny_vae(tmp_path / "vae.safetensors"))
     adapter = AdapterNet(width=8, coarse=16, deep=16, code_width=8, entries=8, depth=1, grid=8)

@@ -48,6 +48,26 @@ def test_a_run_is_judged_keeps_its_best_and_stops_early(tmp_path: Path) -> None:
     best = max(rows, key=lambda row: row["psnr"])["step"]
     kept = [int(p.name.removeprefix("step_")) for p in checkpoints.steps(out)]
     assert best in kept and max(kept) == rows[-1]["step"] == best + 2
+    # A resumed run goes on from the newest; what builds on the run takes the best.
+    assert checkpoints.newest(out) == out / f"step_{best + 2:08d}"
+    assert checkpoints.open_checkpoint(conf.log.out, "codebook")[0] == out / f"step_{best:08d}" == checkpoints.best(out)
+
+
+def test_the_best_checkpoint_is_the_best_of_those_that_are_there(tmp_path: Path) -> None:
+    conf = settings(tmp_path, "run", **{"log.best": "psnr"})
+    out = tmp_path / "codebook"
+    out.mkdir()
+    assert checkpoints.best(out) is None
+    for step in (10, 20, 30, 40):
+        checkpoints.write(out, step, {}, conf, {"stage": "codebook"})
+    step = lambda number: out / f"step_{number:08d}"
+    assert checkpoints.best(out) == step(40)  # nothing was validated: the newest
+    rows = [{"step": s, "psnr": v, "identity": -s} for s, v in ((10, 5.0), (15, 9.0), (20, 7.0), (30, 7.0))]
+    journal.write_rows(out / journal.VALIDATION, rows)
+    assert checkpoints.best(out) == step(30)  # 15 is gone, 40 was not validated, 30 is the newer of two equals
+    assert checkpoints.open_checkpoint(step(10), "codebook")[0] == step(10)  # a checkpoint that is named is the one
+    journal.write_rows(out / journal.VALIDATION, [{"step": 10, "identity": 1.0}])
+    assert checkpoints.best(out) == step(40)  # not by the column that the run goes by
 
 
 def test_every_column_is_best_for_the_same_picture_and_says_when_it_cannot_tell() -> None:

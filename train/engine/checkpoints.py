@@ -1,7 +1,8 @@
 """Checkpoints on disk: one folder a step, written under a temporary name and renamed, so a reader never sees half of one.
 
 ``out/<stage>/step_00000500/`` holds ``state.pt`` (weights, average, optimiser, generators; plain tensors and numbers),
-``config.yaml`` (resolved) and ``run.json`` (stage, seed, data manifest hash, git revision, versions).
+``config.yaml`` (resolved) and ``run.json`` (stage, seed, data manifest hash, git revision, versions). A run resumes from its
+newest checkpoint; whatever builds on a run takes its best.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from lafr_core.errors import CheckpointError
 from train.config import Config, dump, from_mapping, read_yaml, to_mapping
+from train.engine.journal import VALIDATION, read_rows
 
 STATE, CONFIG, RUN = "state.pt", "config.yaml", "run.json"
 _NAME = re.compile(r"step_(\d{8})")
@@ -121,12 +123,12 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def open_checkpoint(where: str | Path, stage: str) -> tuple[Path, Config, dict[str, Any]]:
-    """The newest checkpoint of ``stage`` at ``where``: a checkpoint folder, a stage folder or a run folder.
+    """The checkpoint of ``stage`` at ``where``: a checkpoint folder, or the best of a stage folder or a run folder.
 
     Returns its path, its config and its state. Raises CheckpointError when there is none, or it is of another stage.
     """
     where = Path(where)
-    path = where if (where / RUN).is_file() else newest(where / stage) or newest(where)
+    path = where if (where / RUN).is_file() else best(where / stage) or best(where)
     if path is None:
         raise CheckpointError(
             f"{where}: expected a {stage} checkpoint (step_…/{STATE}) there, found none; train that stage first"
@@ -143,6 +145,22 @@ def run_of(path: Path) -> dict[str, Any]:
         return dict(json.loads((path / RUN).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: expected a checkpoint folder with {RUN} ({error}); check the path") from error
+
+
+def best(folder: Path) -> Path | None:
+    """What a later stage, an export or an evaluation takes from a stage's folder: the checkpoint that validated best.
+
+    By the column ``log.best`` of the newest one's config, among those that are still there; the newest of equals, and the
+    newest of all where none was validated. None where there is none.
+    """
+    there = steps(folder)
+    rows = read_rows(folder / VALIDATION)
+    if not there or not rows:
+        return there[-1] if there else None
+    column = from_mapping(read_yaml(there[-1] / CONFIG)).log.best
+    scores = {f"step_{int(row['step']):08d}": row[column] for row in rows if column in row}
+    scored = [path for path in there if path.name in scores]
+    return max(reversed(scored), key=lambda path: scores[path.name]) if scored else there[-1]
 
 
 def newest(folder: Path) -> Path | None:

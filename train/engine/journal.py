@@ -21,6 +21,8 @@ from train.data.faces import DRAWN_PARAMETERS, Faces
 
 log = logging.getLogger("train.journal")
 SHEET_ROWS = 6
+VALIDATION = "validation.csv"
+"""The validation curve of a stage, in its folder."""
 
 
 class Journal:
@@ -106,7 +108,7 @@ class Curve:
 
     def __init__(self, folder: Path, settings: Log, step: int, accelerator: Any) -> None:
         self.folder, self.settings, self.accelerator = folder, settings, accelerator
-        self.rows = [row for row in read_rows(folder / "validation.csv") if row["step"] <= step]
+        self.rows = [row for row in read_rows(folder / VALIDATION) if row["step"] <= step]
 
     @property
     def best(self) -> int | None:
@@ -119,7 +121,7 @@ class Curve:
         verdict = torch.zeros(2, device=self.accelerator.device)
         if self.accelerator.is_main_process:
             self.rows.append({"step": step, **{name: value for name, value in measure().items() if math.isfinite(value)}})
-            write_rows(self.folder / "validation.csv", self.rows)
+            write_rows(self.folder / VALIDATION, self.rows)
             plot_rows(self.rows, self.folder / "validation.png")
             log.info("validation %s", self.rows[-1])
             later = sum(row["step"] > (self.best or 0) for row in self.rows)

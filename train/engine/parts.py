@@ -212,7 +212,7 @@ def left_beside(last: Path, kind: str, network: nn.Module, config: Config, stage
 
 
 def adapter_from(where: str | Path, stage: str = "adapter") -> AdapterNet:
-    """The adapter network of a .safetensors file, or of the newest ``stage`` checkpoint in a run; averaged weights, frozen."""
+    """The adapter network of a .safetensors file, or of the best ``stage`` checkpoint in a run; averaged weights, frozen."""
     path = Path(where)
     if path.suffix == ".safetensors":
         return checkpoint.open_network(path, "adapter", AdapterNet)

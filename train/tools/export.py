@@ -38,7 +38,7 @@ BASES = {768: "sd_v1", 1024: "sd_v2"}
 
 
 def export(where: Path, stage: str, out: Path, overwrite: bool = False) -> list[Path]:
-    """Write the files of the newest ``stage`` checkpoint at ``where`` into ``out``; returns their paths. Raises
+    """Write the files of the best ``stage`` checkpoint at ``where`` into ``out``; returns their paths. Raises
     CheckpointError, and InputError where a file that is there would be replaced, unless ``overwrite``.
     """
     path, config, state = checkpoints.open_checkpoint(where, stage)

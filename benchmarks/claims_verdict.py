@@ -156,7 +156,7 @@ def race(seeds: Sequence[int], results: Results) -> list[str]:
     if not costs or len(there) < len(seeds):
         return [*lines, f"**Not tested**: {len(there)} of {len(seeds)} seeds are done."]
     curves = [results[f"{arm}_{s}"]["curve"] for arm in TRAINED for s in there]
-    errors = ERRORS
+    errors: tuple[float, ...] = ERRORS
     if not any(all(math.isfinite(first(curve, error)) for curve in curves) for error in ERRORS):
         lines += ["No error set beforehand was reached by every run: these are taken from the curves.", ""]
         errors = levels(curves)

@@ -497,6 +497,13 @@ def test_the_best_need_not_be_saved(made: Path, tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.steps(tmp_path / "run" / "codebook")] == ["step_00000004"]
 
 
+def test_what_a_run_returns_is_its_best_checkpoint(made: Path, tmp_path: Path) -> None:
+    conf = stored(made, **{"log.out": tmp_path / "run", "log.validate_every": 1, "log.save_every": 99})
+    scores = iter([1.0, 3.0, 2.0, 1.0])
+    best = run.run(codebook.CodebookTask, conf, lambda task, device: {"identity": next(scores)})
+    assert best.name == "step_00000002" and checkpoints.newest(best.parent) == best.parent / "step_00000004"
+
+
 def test_the_diffusion_prior_goes_on_from_another_and_is_watched(made: Path, tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     _, needs = tasks(made)["diffusion"]
@@ -507,6 +514,9 @@ def test_the_diffusion_prior_goes_on_from_another_and_is_watched(made: Path, tmp
     more = diffusion.DiffusionTask(replace(conf, models=replace(conf.models, unet=str(unet))), 8)
     fresh = diffusion.DiffusionTask(conf, 8)
     trained = load_file(str(unet / "diffusion_pytorch_model.safetensors"))
+    best = max(rows, key=lambda row: row["psnr"])["step"]
+    weights = parts.averaged(checkpoints.load_state(tmp_path / "run" / "diffusion" / f"step_{best:08d}"))
+    assert all(torch.equal(trained[name], t) for name, t in weights.items())
     assert all(torch.equal(trained[name], t) for name, t in more.weights().items())
     assert not all(torch.equal(trained[name], t) for name, t in fresh.weights().items())
     assert all(p.requires_grad for p in more.model.parameters())

@@ -162,7 +162,8 @@ def train(
     validation: Faces | None = None,
     judge: Callable[[Task, torch.device], dict[str, float]] | None = None,
 ) -> Path:
-    """Run ``stage.steps`` optimiser steps (less what a checkpoint has done already) and return the last checkpoint's folder.
+    """Run ``stage.steps`` optimiser steps (less what a checkpoint has done already) and return the folder of the
+    checkpoint that validated best, of the last one where nothing was validated.
 
     ``judge`` scores the averaged weights every log.validate_every steps (train.engine.validation); the best checkpoint stays,
     and log.patience ends the run early, as log.minutes does: a later start goes on from there. Raises TrainingError when a term
@@ -251,7 +252,7 @@ def train(
             log.info("stopped at step %d: its %g minutes are over", step, config.log.minutes)
             break
     diary.close()
-    return checkpoints.newest(folder) or folder
+    return checkpoints.best(folder) or folder
 
 
 def save(

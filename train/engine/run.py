@@ -72,7 +72,7 @@ def held_out(config: Config) -> tuple[Faces | None, Judge | None]:
 def run(
     make_task: Callable[..., Task], config: Config, judge: Callable[[Task, torch.device], dict[str, float]] | None = None
 ) -> Path:
-    """One stage on faces or stored pairs, from start to end; returns its last checkpoint's folder.
+    """One stage on faces or stored pairs, from start to end; returns its best checkpoint's folder.
 
     ``judge`` scores it while it trains, in the place of the one that data.validation asks for.
     """

@@ -4,8 +4,8 @@
     python -m train critic --config train/configs/starter_critic.yaml --data.pairs runs/aligned
 
 The critic (train.judges.projected) sees the decoded window beside the decoded *aligned* one it was drawn from. The prior is
-held to the real window's features, pixels and latents too, and to the whole face's identity. The last step's averaged weights
-become ``prior.safetensors`` beside the checkpoints.
+held to the real window's features, pixels and latents too, and to the whole face's identity. The best checkpoint's averaged
+weights become ``prior.safetensors`` beside the checkpoints.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Faces are drawn anew for every sample (train.data.fresh). The adapter is held to the clean latents and, decoded, to the photo,
 by the terms of section ``loss``; no gradient of the prior's reaches it. The prior is held to what the clean latents decode to
 and to the person, under two critics: one sees whole faces, moved by up to 8 pixels, one sees eyes and mouth from near. Where
-two networks look (joint.features), they change places at every step. The last step's averaged weights become
+two networks look (joint.features), they change places at every step. The best checkpoint's averaged weights become
 ``adapter.safetensors`` and ``prior.safetensors`` beside the checkpoints.
 """
 

@@ -97,6 +97,7 @@ def training_rows(batch: int, repeats: int) -> list[tuple[str, ...]]:
     """Steps a second and peak memory of the three stages at 512 pixels, latent and pixel terms."""
     unet, vae, _ = models()
     vae.network.to(torch.bfloat16)
+    spare_memory(vae)  # as the stages do
     pixels = torch.rand(batch, 3, 512, 512, device=GPU)
     decode = decoder_of(vae)
     with torch.no_grad():
@@ -141,7 +142,6 @@ def training_rows(batch: int, repeats: int) -> list[tuple[str, ...]]:
     add_lora(unet.to(torch.bfloat16), PriorStage())
     unet.enable_gradient_checkpointing()  # type: ignore[operator]
     unet.train()
-    spare_memory(vae)
     prior = OneStep(unet, torch.randn(1, 77, 1024, device=GPU, dtype=torch.bfloat16), 399, "v_prediction")
 
     def prior_loss() -> Tensor:

@@ -94,7 +94,6 @@ def save(
     if kept.xmp:
         extra["xmp"] = kept.xmp
     if kind == "webp":
-        extra.pop("dpi", None)
         image.save(path, format="WEBP", quality=quality, lossless=quality == 100, exact=True, **extra)
         return
     if "A" in image.mode:

@@ -82,12 +82,14 @@ def test_pixels_alpha_and_layout_are_what_the_contract_says() -> None:
     assert not photo.gray and photo.bits == 8 and photo.notes == ()
 
 
-def test_gray_picture_that_was_given_colour_is_saved_in_colour(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tint", [(1.0, 0.5, 0.2), (1.0, 1.0, 0.2), (1.0, 0.2, 1.0), (0.2, 1.0, 1.0)])
+def test_gray_picture_that_was_given_colour_is_saved_in_colour(tint: tuple[float, ...], tmp_path: Path) -> None:
     photo = photos.decode(png_bytes(Image.fromarray(noise(4, 6))))
     assert photo.gray and torch.equal(photo.pixels[0], photo.pixels[2])
-    tinted = Photo(photo.pixels * torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1), gray=True)
+    tinted = Photo(photo.pixels * torch.tensor(tint).view(3, 1, 1), gray=True)
     photos.write(tmp_path / "a.png", tinted)
-    assert Image.open(tmp_path / "a.png").mode == "RGB"
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "RGB"
 
 
 # --- 16 bits ---

@@ -17,4 +17,4 @@ def keep_mask(mask: Photo, photo: Photo, factor: int = 1) -> Tensor:
     (h, w), (height, width) = light.shape[-2:], photo.stored.shape[-2:]
     if (h, w) != (height, width):
         raise InputError(f"keep mask: expected the photo's {width}x{height} pixels, got {w}x{h}; save it at the photo's size")
-    return light.repeat_interleave(factor, -2).repeat_interleave(factor, -1)[None].clamp(0, 1)
+    return light.repeat_interleave(factor, -2).repeat_interleave(factor, -1)[None]

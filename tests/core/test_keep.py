@@ -14,7 +14,9 @@ from PIL import Image
 
 import lafr_core
 from lafr_core.app import cli
+from lafr_core.app.keep import KeepMasks
 from lafr_core.errors import InputError
+from lafr_core.images import photos
 from lafr_core.images.keep import keep_mask
 from lafr_core.images.photos import Photo
 
@@ -98,3 +100,10 @@ def test_python_takes_any_picture_as_the_mask(tmp_path: Path) -> None:
     plain = lafr_core.restore(source, models=parts([face_at(20, 30, 60)]), upscale=2)
     assert kept.pixels.shape[-2:] == (2 * HEIGHT, 2 * WIDTH) and (kept.pixels != plain.pixels)[..., :100].any()
     assert torch.equal(kept.pixels[..., 100:], plain.pixels[..., 100:])
+
+
+def test_of_two_masks_with_a_photos_name_the_first_counts_and_folders_are_none(tmp_path: Path) -> None:
+    for name in ("a.webp", "a.png", "b.png"):
+        left_half(tmp_path / name)
+    (tmp_path / "c.png").mkdir()
+    assert KeepMasks(tmp_path, photos.read).named == {"a": tmp_path / "a.png", "b": tmp_path / "b.png"}

@@ -194,6 +194,13 @@ def test_16_bit_tiff_is_written_exactly_and_read_alike_by_others(channels: int, 
         assert len(file.pages[0].dataoffsets) > 1
 
 
+def test_a_16_bit_png_of_many_rows_is_kept_exactly() -> None:
+    """Rows are filtered 256 at a time, each from the one above it."""
+    array = np.cumsum(noise(600, 4, 3, top=65536) // 4096, axis=0).astype(np.uint16)
+    photo = photos.decode(io.BytesIO(b"".join(png16.encode(array))))
+    assert np.array_equal(photos.to_array(photo), array)
+
+
 def test_rows_of_a_16_bit_png_take_the_filter_that_packs_better() -> None:
     across = np.array([[9, 9, 9, 9, 8, 8], [1, 1, 1, 1, 2, 2]], np.uint8)  # alike within a row
     down = np.array([[1, 200, 3, 90, 7, 40], [1, 200, 3, 90, 7, 41]], np.uint8)  # each row like the one above

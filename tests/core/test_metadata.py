@@ -258,6 +258,20 @@ def test_what_just_fits_into_a_jpeg_is_kept(field: str, tmp_path: Path) -> None:
         assert len(said) == lost
 
 
+def test_what_is_not_lost_is_not_said_to_be(tmp_path: Path) -> None:
+    seen = Photo(torch.rand(3, 8, 8), torch.rand(1, 8, 8), bits=16)  # type: ignore[arg-type]
+    assert photos.losses(seen, "png") == photos.losses(seen, "tiff") == []
+    assert photos.losses(seen, "webp") == ["16 bits a channel reduced to 8 for WebP; PNG and TIFF keep them"]
+    assert len(photos.losses(seen, "jpg")) == 2
+
+
+def test_16_bits_are_reduced_to_their_high_bytes(tmp_path: Path) -> None:
+    deep = np.array([[[0x80FF, 0x0100, 0xFFFF], [0x00FF, 0x8000, 0x7F80]]], np.uint16)
+    planes = torch.from_numpy(deep.transpose(2, 0, 1).astype(np.float32)) / 65535
+    photos.write(tmp_path / "a.webp", Photo(planes, bits=16), quality=100)  # type: ignore[arg-type]
+    assert photos.to_array(photos.read(tmp_path / "a.webp")).tolist() == [[[0x80, 1, 0xFF], [0, 0x80, 0x7F]]]
+
+
 def test_texts_that_a_jpeg_does_not_hold_are_named(tmp_path: Path) -> None:
     texts = {"Title": "a", "Comment": "b", "Author": "c", "Copyright": "d", "Source": "e"}
     read, lost = kept_in("jpg", Metadata(texts=texts), tmp_path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
@@ -181,5 +180,5 @@ def check(f: Field[Any], value: Any) -> None:
         raise SettingsError(f"{f.name}: expected one of {', '.join(known.choices)}, got {value!r}")
     if not number or known.low is None or known.high is None:
         return
-    if not (math.isfinite(value) and known.low <= value <= known.high):
+    if not known.low <= value <= known.high:  # NaN is nowhere
         raise SettingsError(f"{f.name}: expected {known.low} to {known.high}, got {value!r}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from fakes import face_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.measure import label, regionprops
@@ -19,6 +21,7 @@ from lafr_core.faces.detect import (
     detect_faces,
     detection_sides,
     find_faces,
+    left_out,
     moved,
     ordered,
     resized,
@@ -391,3 +394,15 @@ def test_equal_faces_stay_from_top_to_bottom() -> None:
 
 def test_selecting_from_nothing_is_nothing() -> None:
     assert select([], (10, 10), RestoreSettings(top_k=3, faces="0")) == []
+
+
+def test_what_was_left_out_is_told_of_each_photo_for_itself() -> None:
+    first, second = face_at(1, 2, 60), replace(face_at(3, 4, 60), image_index=1)
+    boxes = [(0, (1.0, 2.0, 3.0, 4.0)), (1, (5.5, 6.0, 7.0, 1234567.0))]
+    chosen = RestoreSettings(top_k=1, min_face=5)
+    told = [left_out([first, second], [3, 1], boxes, row, chosen) for row in (0, 1)]
+    assert told == [
+        ("3 found, 1 selected (Smallest face / At most)", "box 1, 2, 3, 4: no face in it, left alone"),
+        ("box 5.5, 6, 7, 1.23457e+06: no face in it, left alone",),
+    ]
+    assert left_out([first], [], [], 0, chosen) == left_out([], [0], [], 0, chosen) == ()

@@ -162,6 +162,11 @@ def test_a_jpeg_without_a_face_stays_the_same_file(tmp_path: Path) -> None:
     noise().crop((0, 0, 20, 20)).save(source, quality=40)
     assert run("restore", source, "-o", tmp_path / "out", "--format", "same") == 0
     assert (tmp_path / "out" / "a.jpg").read_bytes() == source.read_bytes()
+    noise().save(source, quality=40)
+    command = ["restore", source, "-o", tmp_path / "none", "--format", "same", "--faces", "9", "--report", tmp_path / "r.json"]
+    assert run(*command) == 0
+    assert (tmp_path / "none" / "a.jpg").read_bytes() == source.read_bytes()
+    assert warnings(tmp_path / "r.json") == ["1 found, 0 selected (Which faces)"]
 
 
 def test_quality_counts(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ constructor arguments); anything else is free text for people (licence, training
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .atomic import atomic
 
 FORMAT_VERSION = 1
 KINDS = ("detector", "vae", "adapter", "prior", "embedder", "trust", "confidence", "presence")
@@ -45,16 +44,8 @@ def save(path: Path, kind: str, network: nn.Module, config: Mapping[str, Any], n
         for name, t in network.state_dict().items()
     }
     metadata = {"lafr_kind": kind, "lafr_version": str(FORMAT_VERSION), "lafr_config": json.dumps(dict(config), sort_keys=True)}
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata={**(notes or {}), **metadata})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic(path) as temporary:
+        save_file(tensors, str(temporary), metadata={**(notes or {}), **metadata})
 
 
 def load(path: Path, kind: str) -> Checkpoint:

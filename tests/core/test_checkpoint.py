@@ -46,6 +46,12 @@ def test_save_and_load_round_trip_as_fp16(tmp_path: Path) -> None:
     assert torch.equal(again.linear.weight, net.linear.weight.half().float())
 
 
+def test_notes_do_not_say_what_a_file_is(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.safetensors", lafr_kind="vae", lafr_version="7", lafr_config="{}")
+    loaded = checkpoint.load(path, "prior")
+    assert loaded.config == {"width": 3} and loaded.notes == {}
+
+
 def test_saving_does_not_touch_the_network(tmp_path: Path) -> None:
     net = Net()
     before = net.linear.weight.clone()
@@ -133,6 +139,9 @@ def test_weights_that_do_not_fit_or_hold_nan_are_refused(tmp_path: Path) -> None
     loaded = checkpoint.load(path, "prior")
     with pytest.raises(CheckpointError, match="tensors do not fit the network its config describes"):
         checkpoint.restore_network(Net(width=4), loaded, path)
+    for other in (nn.Linear(2, 3), nn.Sequential(Net(), Net())):  # of fewer tensors and of more
+        with pytest.raises(CheckpointError, match="tensors do not fit the network its config describes"):
+            checkpoint.restore_network(other, loaded, path)
     broken = Net()
     with torch.no_grad():
         broken.linear.bias[1] = torch.nan

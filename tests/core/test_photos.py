@@ -543,6 +543,7 @@ def test_atomic_replaces_and_cleans_up(tmp_path: Path) -> None:
     with atomic(path) as temporary:
         temporary.write_text("new")
         assert not path.exists()
+        assert temporary.parent == tmp_path and temporary.name.startswith(".") and temporary.suffix == ".part"
     assert path.read_text() == "new"
     with pytest.raises(ZeroDivisionError), atomic(path) as temporary:
         temporary.write_text("half")

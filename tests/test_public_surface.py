@@ -123,6 +123,28 @@ def test_alpha_and_gray_come_back() -> None:
     assert result.image.mode == "L" and np.array_equal(np.asarray(result.image), gray)
 
 
+def test_faces_that_the_settings_leave_out_are_told_of(pixels: Any) -> None:
+    result = lafr_core.restore(pixels, models=models_with_faces(30), faces="9")
+    assert result.faces == () and result.notes == ("1 found, 0 selected (Which faces)",)
+
+
+def test_the_result_is_a_copy() -> None:
+    tensor = torch.rand(3, 20, 30)
+    before = tensor.clone()
+    result = lafr_core.restore(tensor, models=models_with_faces())
+    tensor.zero_()
+    assert torch.equal(result.pixels, before)
+
+
+def test_a_reference_may_be_named_by_text(pixels: Any, tmp_path: Path) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    models = models_with_faces(30)
+    kinds = (tmp_path / "a.png", str(tmp_path / "a.png"), [str(tmp_path / "a.png")], pixels)
+    results = [lafr_core.restore(pixels, models=models, reference=kind) for kind in kinds]
+    assert all(result.faces[0].person == "reference" for result in results)
+    assert all(torch.equal(result.pixels, results[0].pixels) for result in results)
+
+
 def test_detected_faces_are_placed(pixels: Any) -> None:
     (face,) = lafr_core.detect(pixels, models=models_with_faces(30))
     assert face.matrix is not None and face.image_index == 0
@@ -155,6 +177,8 @@ def test_saving_replaces_nothing(pixels: Any, tmp_path: Path) -> None:
         (np.zeros((8, 9, 3), np.float32), r"expected a uint8 array, got float32; .*permute\(2, 0, 1\)"),
         (np.zeros((3, 8, 9), np.uint8), r"got \(3, 8, 9\); move the channels to the end: array.transpose\(1, 2, 0\)"),
         (np.zeros((0, 9, 3), np.uint8), r"expected \(H, W\)"),
+        (np.zeros((8, 9, 2), np.uint8), r"expected \(H, W\), \(H, W, 3\) or \(H, W, 4\), got \(8, 9, 2\)$"),
+        (lafr_core.Photo(torch.full((3, 8, 8), 1.5)), r"expected values in \[0, 1\]"),  # type: ignore[arg-type]
         (7, "expected a path, Pillow image, numpy array, tensor or Photo, got int"),
     ],
 )

@@ -193,6 +193,8 @@ def test_what_is_to_be_kept_stays_and_the_rest_is_pasted_as_ever() -> None:
         (torch.zeros(2, 1, 80, 100), "1 or 1, 1, 80, 100"),
         (torch.zeros(1, 1, 64, 64), "64, 64"),
         (torch.full((1, 1, 80, 100), 2.0), "2 to 2"),
+        (torch.full((1, 1, 80, 100), -0.5), "-0.5 to -0.5"),
+        (torch.full((1, 1, 80, 100), math.nan), "nan to nan"),
     ],
 )
 def test_a_mask_that_fits_no_photo_is_refused(keep: Tensor, message: str) -> None:
@@ -296,6 +298,8 @@ def test_what_does_not_fit_together_is_refused_with_a_sentence() -> None:
         paste_faces(before, [Face((0, 0, 1, 1), FFHQ_TEMPLATE, 1.0)], flat(0.5), RestoreSettings())
     with pytest.raises(InputError, match="belongs to image 3, got a batch of 1"):
         paste_faces(before, [face_at(9.0, 0, (20.0, 20.0), 3)], flat(0.5), RestoreSettings())
+    with pytest.raises(InputError, match="belongs to image -1, got a batch of 1"):
+        paste_faces(before, [face_at(9.0, 0, (20.0, 20.0), -1)], flat(0.5), RestoreSettings())
     with pytest.raises(InputError, match="expected float images"):
         paste_faces(before.to(torch.uint8), [face], flat(0.5), RestoreSettings())
     with pytest.raises(SettingsError, match="choose mask 'oval'"):

@@ -57,7 +57,7 @@ def _numbers(values: Sequence[float | None]) -> str:
 def _verdicts(trusts: Sequence[float | None]) -> str:
     """'supported', 'supported and a guess' or '4 supported and 2 a guess'; '' where there is no estimate."""
     words = [verdict(value) for value in trusts if value is not None]
-    if len(words) <= LISTED and len(words) != 1:
+    if len(words) <= LISTED:
         return " and ".join(words)
     counts = {word: words.count(word) for word in words}
-    return " and ".join(word if len(words) == 1 else f"{count} {word}" for word, count in counts.items())
+    return " and ".join(f"{count} {word}" for word, count in counts.items())

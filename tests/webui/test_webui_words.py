@@ -28,6 +28,12 @@ from lafr_webui.words import sentence
             "6 faces restored. Trust - 4 supported and 1 a guess.",
         ),
         (Report("ok", Request(), 6, 6, (0.7, 0.2, 0.9, 0.4, 0.5, 0.6)), "6 faces restored. Change (1 = none) 0.20 to 0.90."),
+        (
+            Report("ok", Request(), 4, 4, (0.7, 0.2, 0.9, 0.4), trust=(0.9, 0.9, 0.1, 0.9)),
+            "4 faces restored. Change (1 = none) 0.70 0.20 0.90 and 0.40. "
+            "Trust - supported and supported and a guess and supported.",
+        ),
+        (Report("ok", Request(), 5, 5, (0.7, 0.2, 0.9, 0.4, 0.5)), "5 faces restored. Change (1 = none) 0.20 to 0.90."),
         (Report("no face", Request()), "No face found; the picture is as it was."),
         (
             Report("none selected", Request(), 1, note="1 found, 0 selected (Which faces)"),

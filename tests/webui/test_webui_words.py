@@ -74,6 +74,32 @@ def test_the_latest_report_of_two_with_the_same_words_counts():
     assert parse(record.encoded(f"{KEY}: {shown}").removeprefix(f"{KEY}: ")).request.restore.fidelity == 0.4
 
 
+def test_a_sentence_that_begins_like_another_is_told_from_it():
+    short, long = (Report("ok", Request(), 1, 1, change) for change in ((), (0.71,)))
+    for first, second in ((short, long), (long, short)):
+        record._lines.clear()
+        texts = {record.shown(report): line(report) for report in (first, second)}
+        assert record.encoded(f"{KEY}: {record.shown(long)}") == f"{KEY}: {line(long)}"
+        assert len(texts) == 2
+
+
+def test_what_was_said_last_is_remembered_longest():
+    first = Report("failed", Request(), note="number 0")
+    for number in (*range(record.KEPT), 0, record.KEPT):
+        record.shown(Report("failed", Request(), note=f"number {number}"))
+    assert record.encoded(f"{KEY}: {sentence(first)}") == f"{KEY}: {line(first)}"
+
+
+def test_a_note_cannot_be_taken_for_more_of_the_line():
+    report = Report("ok", Request(), 1, 1, note="a; fidelity=0.1; status=failed, b: c")
+    assert parse(line(report)) == report
+
+
+def test_lines_of_before_the_change_was_called_so_are_read():
+    written = line(Report("ok", Request(), 1, 1, (0.71,)))
+    assert parse(written.replace("change=", "alike=")) == parse(written)
+
+
 def test_what_is_remembered_does_not_grow():
     for number in range(2 * record.KEPT):
         record.shown(Report("failed", Request(), note=f"number {number}"))

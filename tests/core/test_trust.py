@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,13 @@ def measured(before: Tensor, after: Tensor) -> dict[str, list[float]]:
 
 def picture(seed: int = 0) -> Tensor:
     return torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(seed))
+
+
+def test_twice_the_detail_is_drawn_in_every_octave() -> None:
+    before = 0.5 + 0.1 * (picture() - 0.5)
+    found = measured(before, 0.5 + 2 * (before - 0.5))
+    for octave in range(trust.OCTAVES):
+        assert found[f"drawn at {2 * 2**octave} px"] == pytest.approx([math.log(2)], abs=1e-3)
 
 
 def test_the_verdict_has_three_words_and_its_bounds_belong_to_the_better_one() -> None:

@@ -211,3 +211,35 @@ def test_reference_count_must_fit() -> None:
 
 def test_window_is_inclusive() -> None:
     assert [guidance.in_window(p, 0.2, 0.6) for p in (0.1, 0.2, 0.6, 0.61)] == [False, True, True, False]
+
+
+class Valley(nn.Module):
+    """Embedder stand-in: the first view is always as like the target (1, 0); the others most where the picture's mean, or that
+    of one of its places, is a little above a half."""
+
+    name = "valley"
+
+    def __init__(self, steepness: float, best: float, one_place: bool = False) -> None:
+        super().__init__()
+        self.steepness, self.best, self.one_place = steepness, best, one_place
+
+    def forward(self, crops: Tensor) -> Tensor:
+        light = crops[:, 0, 8, 8] if self.one_place else crops.mean((1, 2, 3))
+        cosine = 0.8 - self.steepness * (light - self.best).square()
+        cosine = torch.where(torch.arange(len(crops)) == 0, cosine if self.one_place else torch.full_like(cosine, 0.8), cosine)
+        return torch.stack([cosine, (1 - cosine.square()).clamp_min(1e-6).sqrt()], dim=1)
+
+
+def test_no_row_comes_back_with_views_that_are_less_like_its_reference() -> None:
+    """Every step tried goes past the narrow best place, and the face itself is as like as before all along."""
+    x0, target = torch.zeros(1, 4, 8, 8), torch.tensor([1.0, 0.0])
+    decode = lambda latents: 0.5 + latents[:, :3]
+    assert torch.equal(guidance.guide(x0, decode, Valley(10.0, 0.501), target, 1.0), x0)
+    moved = guidance.guide(x0, decode, Valley(10.0, 0.6), target, 1.0)  # and where it is wider they are nearer
+    assert not torch.equal(moved, x0)
+
+
+def test_a_move_is_smooth_though_one_place_alone_would_do() -> None:
+    x0, target = torch.zeros(1, 4, 17, 17), torch.tensor([1.0, 0.0])
+    moved = guidance.guide(x0, lambda latents: 0.5 + latents[:, :3], Valley(0.5, 0.9, one_place=True), target, 1.0)[0, 0]
+    assert moved[8, 8] > 0 and moved[8, 7] > 0.9 * moved[8, 8] and moved[8, 4] > 0.6 * moved[8, 8]

@@ -45,6 +45,12 @@ def picture(seed: int = 0) -> Tensor:
     return torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(seed))
 
 
+def test_luma_weighs_red_green_and_blue() -> None:
+    """ITU-R BT.601."""
+    colours = torch.eye(3)[:, :, None, None]
+    assert trust.luma(colours).flatten().tolist() == pytest.approx([0.299, 0.587, 0.114])
+
+
 def test_twice_the_detail_is_drawn_in_every_octave() -> None:
     before = 0.5 + 0.1 * (picture() - 0.5)
     found = measured(before, 0.5 + 2 * (before - 0.5))

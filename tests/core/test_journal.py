@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lafr_core.app import journal as module
-from lafr_core.app.journal import NAME, Entry, Journal, Stamp, absolute, is_journal
+from lafr_core.app.journal import NAME, Entry, Journal, Results, Stamp, absolute, is_journal
 from lafr_core.errors import InputError
 
 
@@ -205,6 +205,24 @@ def test_a_journal_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "other" / NAME).symlink_to(out / NAME)
     with pytest.raises(InputError, match="expected LAFR's journal, got something that is no file; move it away"):
         Journal.open(tmp_path / "other")
+
+
+def test_results_among_photos_are_known_by_the_journals_below_the_named_folder(tmp_path: Path) -> None:
+    source = file(tmp_path / "a", "source")
+    album, here = tmp_path / "album", Journal.open(tmp_path / "out")
+    for folder, name in ((album, "r"), (album / "x", "y/r"), (album / "x" / "y", "s"), (tmp_path, "album/t")):
+        written = file(folder / name, f"the result {name}")
+        note(Journal.open(folder), source, name, written)
+    known = Results(here, [album])
+    assert known.made(album / "x" / "y" / "r") and known.made(album / "x" / "y" / "s")
+    assert not known.made(album / "r")  # the results beside the journal of a named folder are what is meant
+    assert not known.made(album / "t")  # nor do journals above it count
+    assert not Results(here, [tmp_path / "other"]).made(album / "x" / "y" / "r")
+    file(album / "x" / "y" / NAME, "my own notes")
+    known = Results(here, [album])
+    assert not known.made(album / "x" / "y" / "s") and known.made(album / "x" / "y" / "r")
+    note(here, source, "r", file(tmp_path / "out" / "r", "ours"))
+    assert Results(here).made(tmp_path / "out" / "r") and not Results(Journal(tmp_path)).made(tmp_path / "out" / "r")
 
 
 def test_journals_of_all_processes_have_names_that_are_known() -> None:

@@ -115,8 +115,6 @@ def _open(settings: RestoreSettings, device: torch.device, folders: tuple[Path, 
     try:
         opened = open_models(wanted, device=device, folders=folders)
     except (CheckpointError, MissingPackageError, DownloadError) as error:
-        if detector == "starter":
-            raise  # these are our own files
         opened = open_models(replace(wanted, detector="starter"), device=device, folders=folders)
         notes.append(f"LAFR's own detector used ({error})")
     if settings.mask == "parse":

@@ -171,6 +171,7 @@ def test_route_takes_a_reference_photo(client, parts):
         ({"image": base64_png(photo()), "settings": {"fidelity": 2}}, 422, "fidelity: expected 0.0 to 1.0, got 2"),
         ({"image": base64_png(photo()), "settings": [1]}, 422, "settings: expected an object"),
         ({"image": base64_png(photo()), "picture": "x"}, 422, "unknown field 'picture'"),
+        ({"image": base64_png(photo()), "settings": {"steadiness": 0.5}}, 422, "steadiness: is for frames of a clip"),
     ],
 )
 def test_route_refuses_bad_input_by_name(client, parts, payload, status, detail):

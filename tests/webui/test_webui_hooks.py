@@ -164,6 +164,7 @@ def test_route_takes_a_reference_photo(client, parts):
     [
         ({}, 422, "image: expected a picture as base64 text, got NoneType"),
         ({"image": 3}, 422, "got int"),
+        ({"image": ""}, 422, "expected a picture as base64 text"),
         ({"image": "http://10.0.0.1/x.png"}, 422, "Requests not allowed"),
         ({"image": "bm90IGFuIGltYWdl"}, 422, "Invalid encoded image"),
         ({"image": base64_png(photo())[:400]}, 422, "damaged or cut short"),

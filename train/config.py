@@ -687,8 +687,10 @@ def parse(arguments: Sequence[str]) -> Config:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises SettingsError when it is missing or not a mapping."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("no file, but a folder, pipe or device")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: expected a readable YAML file ({error}); see train/configs/ for examples") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: expected sections such as data: and adapter:, got {type(values).__name__}")

@@ -13,7 +13,9 @@ import hashlib
 import io
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -28,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from lafr_core.errors import ImageFileError, InputError
 from lafr_core.geometry import CROP_SIZE, scale_of
 from lafr_core.images.degrade import Drawn
-from lafr_core.images.photos import from_pil, to_pil
+from lafr_core.images.formats import open_image, regular_file
+from lafr_core.images.photos import MAX_PIXELS, from_pil, to_pil
 from lafr_core.types import Matrix
 from train.config import Data
 from train.data import sources
@@ -43,8 +46,19 @@ DRAWN = "drawn:"
 SEPARATOR = ";"
 DECODED = 2000
 """Up to so many chosen pictures are decoded at the start, so that bad ones are known then."""
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, ImageFileError)
+"""What opening and decoding a picture raises where it is none."""
 DRAWN_PARAMETERS = ("sigma_x", "sigma_y", "angle", "ratio", "noise", "quality", "gray")
 """What of a :class:`~lafr_core.images.degrade.Drawn` a batch carries along in ``drawn`` (B, 7)."""
+
+
+LONGEST = 200
+"""Bytes of a name that is made from another's: most disks take 255, and a number and a suffix follow."""
+
+
+def shortened(name: str) -> str:
+    """The beginning of ``name`` in so many bytes."""
+    return os.fsdecode(os.fsencode(name)[:LONGEST])
 
 
 class Labelled(Protocol):
@@ -71,12 +85,19 @@ class Picture:
     labels: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Its row of faces.csv or manifest.csv."""
 
-    def open(self) -> Image.Image:
-        """The picture's file, decoded when it is used. Raises OSError and Pillow's errors."""
-        if self.inside is not None and self.path is not None:
-            return Image.open(io.BytesIO(sources.read(self.path, self.inside)))
+    @contextmanager
+    def open(self) -> Iterator[Image.Image]:
+        """The picture's file, decoded when it is used. Raises one of :data:`UNREADABLE` for what is none of the formats that
+        are opened: a page description in a photo's name is a program, and a pipe would be waited for.
+        """
         assert self.path is not None
-        return Image.open(self.path)
+        if problem := regular_file(self.path):
+            raise ImageFileError(problem)
+        with io.BytesIO(sources.read(self.path, self.inside)) if self.inside is not None else self.path.open("rb") as stream:
+            image = open_image(stream, MAX_PIXELS)
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageFileError(f"too large ({image.width}x{image.height} pixels)")
+            yield image
 
 
 def places_of(source: str) -> list[str]:
@@ -109,7 +130,7 @@ def _pictures_in(source: str, split: str) -> list[Picture]:
     if not source or not root.exists():
         raise InputError(f"data: expected a folder of face pictures, found none at {source!r}; set data.source")
     if (root / "manifest.csv").is_file():
-        with (root / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        with (root / "manifest.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             pictures = [Picture(row["file"], root / row["file"], labels=row) for row in csv.DictReader(file)]
     elif (root / "faces.csv").is_file():
         photos = read_split(root, split)
@@ -138,7 +159,7 @@ def readable(pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
                 with picture.open() as image:
                     if whole:
                         image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             bad.append(picture.name)
             log.warning("skipped %s: cannot be decoded (%s)", picture.name, error)
         else:
@@ -244,7 +265,7 @@ def detail(picture: Picture, size: int) -> float:
     try:
         with picture.open() as image:
             return min(image.size) / size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except UNREADABLE:
         return math.inf
 
 
@@ -254,7 +275,7 @@ def manifest_hash(pictures: Sequence[Picture]) -> str:
     for picture in pictures:
         size = picture.path.stat().st_size if picture.path is not None else picture.number
         size = picture.inside.size if picture.inside is not None else size
-        digest.update(f"{picture.name}\0{size}\n".encode())
+        digest.update(f"{picture.name}\0{size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -265,7 +286,7 @@ def load_picture(picture: Picture, size: int) -> NDArray[np.float32]:
     try:
         with picture.open() as opened:
             image = to_pil(from_pil(opened)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, ImageFileError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{picture.name}: cannot be decoded ({error}); delete it or fetch it again, then resume") from error
     return _squared(image, picture, size)
 
@@ -428,4 +449,4 @@ def open_pictures(
 
 def write_list(path: Path, pictures: Sequence[Picture]) -> None:
     """One chosen file name a line."""
-    path.write_text("".join(f"{picture.name}\n" for picture in pictures), encoding="utf-8")
+    path.write_text("".join(f"{picture.name}\n" for picture in pictures), encoding="utf-8", errors="surrogateescape")

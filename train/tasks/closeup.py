@@ -120,9 +120,9 @@ def mine(g: np.random.Generator, library: Library, finder: StarterDetectorNet, c
         rows += mistakes(finder, pixels, [face.box for face in faces])
     for _ in range(count // 2):  # ears, necks, ties and hands: portraits larger than a composite, as a photo shows them
         photo = library.photos[int(g.integers(len(library.photos)))]
-        full = Image.fromarray(load_pixels(photo)).resize((640, 640), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        with Image.open(photo.path) as stored:
-            kx, ky = 640 / stored.width, 640 / stored.height
+        whole = load_pixels(photo)
+        full = Image.fromarray(whole).resize((640, 640), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        kx, ky = 640 / whole.shape[1], 640 / whole.shape[0]
         box = face_box([(x * kx, y * ky) for x, y in photo.landmarks])
         pixels = degrade_picture(g, full, 300.0)[0] if g.random() < 0.6 else np.asarray(full, np.float32) / np.float32(255)
         rows += mistakes(finder, pixels, [box])

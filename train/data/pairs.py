@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lafr_core.errors import CheckpointError, InputError
 from lafr_core.geometry import compose
 from lafr_core.store.atomic import atomic
+from lafr_core.store.checkpoint import write_tensors
 from train.config import Config, Data
 from train.data.degradation import spoil
 from train.data.faces import Picture, draw_fidelity, load_picture, locate, open_pictures, to_tensor
@@ -157,7 +158,10 @@ def make(config: Config, maker: Callable[[], Maker], pictures: Sequence[Picture]
     ``maker()`` opens the networks when the first shard needs them. Raises InputError for a folder of other settings.
     """
     stage, folder = config.pairs, Path(config.data.pairs)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror or error}); choose another data.pairs") from error
     keep_plan(folder, plan_of(config))
     shards: dict[Path, list[tuple[int, int]]] = {}
     for around in range(stage.rounds):
@@ -176,7 +180,7 @@ def make(config: Config, maker: Callable[[], Maker], pictures: Sequence[Picture]
         made = [opened.encoded(next(stream)) for _ in rows]
         shard = {name: torch.stack([row[name] for row in made]).contiguous() for name in made[0]}
         with atomic(path) as part:
-            save_file(shard, str(part), metadata={"pictures": json.dumps([pictures[i].name for _, i in rows])})
+            write_tensors(shard, part, {"pictures": json.dumps([pictures[i].name for _, i in rows])})
         log.info("%s", path.name)
     return folder
 
@@ -197,10 +201,16 @@ def plan_of(config: Config) -> dict[str, Any]:
 
 
 def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Note the plan in the folder, or hold it against the one there. Raises InputError naming what differs."""
+    """Note the plan in the folder, or hold it against the one there. Raises InputError naming what differs, or where what is
+    there is none of ours."""
     file = folder / PLAN
-    if file.is_file():
-        known = json.loads(file.read_text(encoding="utf-8"))
+    if os.path.lexists(file):
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            known = None
+        if not isinstance(known, dict):
+            raise InputError(f"{file}: expected the plan of stored pairs, got another file; choose another data.pairs")
         different = [key for key in {**known, **plan} if known.get(key) != plan.get(key)]
         if different:
             key = different[0]
@@ -209,6 +219,9 @@ def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
                 "use the same settings or another data.pairs"
             )
         return
+    strange = next(folder.glob("*.safetensors"), None)
+    if strange is not None:
+        raise InputError(f"{strange}: no plan beside it says that these are stored pairs; choose another data.pairs")
     with atomic(file) as part:
         Path(part).write_text(json.dumps(dict(plan), indent=1), encoding="utf-8")
 

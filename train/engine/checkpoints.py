@@ -20,12 +20,33 @@ from typing import Any
 
 import torch
 
-from lafr_core.errors import CheckpointError
+from lafr_core.errors import CheckpointError, InputError
 from train.config import Config, dump, from_mapping, read_yaml, to_mapping
 from train.engine.journal import VALIDATION, read_rows
 
 STATE, CONFIG, RUN = "state.pt", "config.yaml", "run.json"
+MARK = ".lafr-run"
+"""File in a stage's folder that says that a run made it: what has the names that training writes is then the run's."""
 _NAME = re.compile(r"step_(\d{8})")
+_INTERRUPTED = re.compile(r"\.step_\d{8}\.\d+")
+
+
+def claim(folder: Path) -> None:
+    """Make ``folder`` this stage's own, or see that it is: new, empty, or made by a run. What an interrupted save left goes.
+
+    Raises InputError, before anything is written, where a folder holds what no run made: photos lie in folders of any name.
+    """
+    try:
+        held = sorted(entry.name for entry in folder.iterdir()) if os.path.lexists(folder) else []
+        if held and not (folder / MARK).is_file() and newest(folder) is None:
+            raise InputError(f"{folder}: expected a folder of a run or none, found {held[0]} in it; choose another log.out")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).touch()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another log.out") from error
+    for path in folder.iterdir():
+        if _INTERRUPTED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def fingerprint(stage: str, config: Config, manifest: str, processes: int = 1) -> dict[str, Any]:
@@ -181,12 +202,6 @@ def prune(folder: Path, keep: int, spare: int | None = None) -> None:
     for path in steps(folder)[:-keep]:
         if spare is None or path.name != f"step_{spare:08d}":
             shutil.rmtree(path)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what an interrupted save left behind."""
-    for path in folder.glob(".step_*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @functools.cache

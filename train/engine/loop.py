@@ -173,8 +173,7 @@ def train(
     accelerator = make_accelerator(stage, config)
     folder = Path(config.log.out) / task.name
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.sweep(folder)
+        checkpoints.claim(folder)
         write_list(folder / "files.txt", samples.pictures)
     accelerator.wait_for_everyone()
 

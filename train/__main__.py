@@ -48,7 +48,8 @@ STAGES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the stage that ``arguments`` (None = the process's) name. A LafrError ends the process with its sentence, code 1."""
+    """Run the stage that ``arguments`` (None = the process's) name. A LafrError, or what the disk refuses, ends the process
+    with a sentence and code 1, Ctrl-C with one and code 130: checkpoints stay."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print((__doc__ or "").strip(), "\n")
@@ -59,6 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LafrError as error:
         print(f"train: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder that has gone, no permission
+        refused = f"cannot be read or written ({error.strerror or error}); make room, or choose another place"
+        print(f"train: {error.filename}: {refused}" if error.filename else f"train: {refused}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("train: stopped; the same command goes on where a checkpoint or a stored pair was written last", file=sys.stderr)
+        sys.exit(130)
 
 
 def stage_of(name: str) -> Stage:

@@ -6,7 +6,9 @@ constructor arguments); anything else is free text for people (licence, training
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +47,17 @@ def save(path: Path, kind: str, network: nn.Module, config: Mapping[str, Any], n
     }
     metadata = {"lafr_kind": kind, "lafr_version": str(FORMAT_VERSION), "lafr_config": json.dumps(dict(config), sort_keys=True)}
     with atomic(path) as temporary:
-        save_file(tensors, str(temporary), metadata={**(notes or {}), **metadata})
+        write_tensors(tensors, temporary, {**(notes or {}), **metadata})
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Contiguous tensors as safetensors at ``path``. Raises OSError where the disk refuses, as other writers do."""
+    try:
+        save_file(dict(tensors), str(path), metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        full = "os error 28" in str(error)  # safetensors tells the number in its text only
+        code, reason = (errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else (errno.EIO, str(error))
+        raise OSError(code, reason, str(path)) from error
 
 
 def load(path: Path, kind: str) -> Checkpoint:

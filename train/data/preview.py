@@ -29,11 +29,14 @@ def preview(
     import torch
     from PIL import Image
 
+    from lafr_core.errors import InputError
     from lafr_core.store.outputs import Outputs
     from train.config import Data
     from train.data.faces import DRAWN_PARAMETERS, open_faces
     from train.engine.journal import grid
 
+    if count < 1:
+        raise InputError(f"--count: expected 1 or more, got {count}")
     table = out.with_suffix(".csv")
     outputs = Outputs(overwrite=overwrite)
     outputs.check(out, table)
@@ -45,7 +48,7 @@ def preview(
     small += [torch.ones_like(small[0])] * (-len(small) % 8)
     with outputs.writing(out) as part:
         Image.fromarray(grid(torch.stack(small).view(-1, 8, 3, side, side)).astype(np.uint8)).save(part, "PNG")
-    with outputs.writing(table) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with outputs.writing(table) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["sample", "picture", *DRAWN_PARAMETERS])
         for number, sample in enumerate(samples):

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lafr_core.errors import MissingPackageError
 from lafr_core.latent.prediction import TIMESTEPS, alphas_cumprod
 from lafr_core.latent.sd_prior import CONTEXT_FILE, load_unet
+from lafr_core.store.checkpoint import write_tensors
 from train.config import Config, DiffusionStage
 from train.data import noise
 from train.data.pairs import Shards, StoredPairs
@@ -121,7 +121,7 @@ def save_unet(unet: Any, stage: DiffusionStage, folder: Path) -> Path:
         "beta_schedule": "scaled_linear", "prediction_type": stage.prediction, "clip_sample": False, "steps_offset": 1,
     }  # fmt: skip
     (folder / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1), encoding="utf-8")
-    save_file({"context": torch.zeros(1, TOKENS, stage.context)}, str(folder / CONTEXT_FILE), metadata={"lafr_version": "1"})
+    write_tensors({"context": torch.zeros(1, TOKENS, stage.context)}, folder / CONTEXT_FILE, {"lafr_version": "1"})
     return folder
 
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lafr_core.store.atomic import atomic
+from lafr_core.store.checkpoint import write_tensors
 from train.config import Config
 from train.data.pairs import StoredPairs
 from train.engine import checkpoints
@@ -55,7 +55,7 @@ def run(config: Config) -> Path:
     path = last.parent / "thumbnail.safetensors"
     tensors = averaged(checkpoints.load_state(last))
     with atomic(path) as part:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, str(part))
+        write_tensors({name: t.contiguous() for name, t in tensors.items()}, part)
     return path
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lafr_core.errors import InputError
 from lafr_core.faces import trust
 from lafr_core.faces.color import match_color
 from lafr_core.faces.crop import template_crops
@@ -124,7 +125,11 @@ def _dlib(data: Path) -> Any:
 @torch.no_grad()
 def fit(args: argparse.Namespace) -> None:
     """Ridge regression of the truth on the terms of quality; the ridge's strength is chosen by leaving photos out."""
-    stored = np.load(args.measured)
+    try:
+        stored = np.load(args.measured)
+        stored["quality"], stored["truth"], stored["photo"]
+    except (OSError, ValueError, KeyError, IndexError) as why:
+        raise InputError(f"{args.measured}: expected what trust measure wrote ({why}); check the path") from why
     x, y = torch.from_numpy(stored["quality"]).double(), torch.from_numpy(stored["truth"]).double()
     net = trust.Polynomial()
     groups = torch.from_numpy(stored["photo"]).unique(return_inverse=True)[1]

@@ -38,7 +38,7 @@ from lafr_core.store.outputs import Outputs
 from lafr_core.types import Face, LatentSpec, Models
 from train import config as configs
 from train.config import Config
-from train.data.faces import SUFFIXES, Picture, find_pictures, load_picture, open_faces, readable, to_tensor
+from train.data.faces import SUFFIXES, Picture, find_pictures, load_picture, open_faces, readable, shortened, to_tensor
 from train.engine.checkpoints import open_checkpoint
 from train.engine.journal import grid
 from train.engine.parts import adapter_from, averaged, lora_prior, part, rebuilt, vae_of
@@ -86,6 +86,14 @@ def pairs(conf: Config, layout: str, limit: int) -> Iterator[Pair]:
     for name in both[: limit or None]:
         lq, hq = (to_tensor(load_picture(Picture(name, path), conf.data.size)) for path in (low[name], high[name]))
         yield Pair(name, lq, hq)
+
+
+def files_read(conf: Config, layout: str) -> list[Path]:
+    """The files that :func:`pairs` reads: never written, ``--overwrite`` or not."""
+    root = Path(conf.data.validation)
+    if layout == "celeba":
+        return [path for kind in ("lq", "hq") for path in (root / kind).glob("*")]
+    return [picture.path for picture in find_pictures(conf.data.validation, "val") if picture.path is not None]
 
 
 class Aligned(NamedTuple):
@@ -169,7 +177,7 @@ def evaluate(
         lq = pair.lq[None]
         held = {"original": None if pair.hq is None else pair.hq[None], "input": lq, "nothing": lq}
         for kind, picture in zip(KINDS, (lq, restored), strict=True):
-            with outputs.writing(save_to / kind / f"{number:05d}_{Path(pair.name).stem}.png") as part:
+            with outputs.writing(save_to / kind / f"{number:05d}_{shortened(Path(pair.name).stem)}.png") as part:
                 Image.fromarray(to_bytes(picture[0])).save(part, "PNG")
             for metric in metrics:
                 other = held[metric.against]
@@ -233,13 +241,13 @@ def main(given: Sequence[str] | None = None) -> None:
     args = parser.parse_args(given)
     out = args.out or args.checkpoint
     table_file, values_file, sheet_file = (out / f"evaluation.{kind}" for kind in ("md", "json", "png"))
-    outputs = Outputs([args.config], overwrite=args.overwrite)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        outputs.check(table_file, values_file, sheet_file)
         conf = configs.from_mapping(configs.read_yaml(args.config))
         if args.validation:
             conf = replace(conf, data=replace(conf.data, validation=args.validation))
+        outputs = Outputs([args.config, *files_read(conf, args.layout)], overwrite=args.overwrite)
+        outputs.check(table_file, values_file, sheet_file)
         settings = RestoreSettings(fidelity=args.fidelity, detail=args.detail)
         restore = open_restorer(conf, args.checkpoint, args.stage, settings, torch.device(args.device))
         metrics = open_metrics(args.weights, args.identity)

@@ -19,7 +19,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lafr_core.errors import LafrError
@@ -104,7 +103,7 @@ def export_lora(files: Sequence[Path], config: Config, state: Mapping[str, Any],
         {"context": task["context"].half()},
     )
     for file, content in zip(files, contents, strict=True):
-        save_file({name: t.contiguous() for name, t in content.items()}, file, metadata=metadata)
+        checkpoint.write_tensors({name: t.contiguous() for name, t in content.items()}, file, metadata)
 
 
 def to_diffusers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -136,6 +135,6 @@ def main(given: Sequence[str] | None = None) -> None:
     try:
         for file in export(args.checkpoint, args.stage, args.out, args.overwrite):
             print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
-    except (LafrError, OSError) as error:
+    except LafrError as error:
         print(f"export: {error}", file=sys.stderr)
         sys.exit(1)

@@ -16,7 +16,7 @@ import hashlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -28,12 +28,13 @@ from lafr_core.errors import ImageFileError, InputError, LafrError
 from lafr_core.faces.crop import crop, place
 from lafr_core.faces.detect import detect_faces
 from lafr_core.faces.detectors import open_detector
+from lafr_core.images.formats import SUFFIXES
 from lafr_core.images.photos import Photo, to_pil
 from lafr_core.images.photos import read as read_photo
 from lafr_core.settings import RestoreSettings
 from lafr_core.store.outputs import Outputs
 from lafr_core.types import Detector, Face
-from train.data.faces import SUFFIXES
+from train.data.faces import shortened
 
 log = logging.getLogger("train.tools.prepare_data")
 COLUMNS = ("file", "sha256", "source", "source_sha256", "size", "sharpness", "landmarks")
@@ -121,27 +122,39 @@ def prepare(source: Path, target: Path, detector: Detector, limits: Limits, over
             values = (file, digest(target / file), name, digest(path), f"{face.size:.1f}", f"{sharp:.6f}", landmarks)
             kept.append(dict(zip(COLUMNS, values, strict=True)))
             count["kept"] += 1
-    with outputs.writing(target / "manifest.csv") as part, part.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS)
-        writer.writeheader()
-        writer.writerows(kept)
-    with outputs.writing(target / "dropped.csv") as part, part.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([("source", "reason"), *dropped])
+    _write_table(outputs, target / "manifest.csv", [COLUMNS, *([row[name] for name in COLUMNS] for row in kept)])
+    _write_table(outputs, target / "dropped.csv", [("source", "reason"), *dropped])
     return count
+
+
+def _write_table(outputs: Outputs, path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Rows as CSV; names that are no UTF-8 keep their bytes."""
+    with (
+        outputs.writing(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle,
+    ):
+        csv.writer(handle).writerows(rows)
 
 
 def face_names(files: Sequence[PurePath]) -> list[str]:
     """What the faces of each photo are called, without their number: folders joined by ``__``, no suffix unless two photos
-    differ in it or in its spelling only; no two are alike on any disk."""
-    short = ["__".join(file.with_suffix("").parts) for file in files]
+    differ in it or in its spelling only; no two are alike on any disk. The folders of a name that is too long are left out."""
+    short = [_fitting(file.with_suffix("")) for file in files]
     uses = Counter(name.casefold() for name in short)
-    long = ["__".join(file.parts) if uses[name.casefold()] > 1 else name for file, name in zip(files, short, strict=True)]
+    long = [_fitting(file) if uses[name.casefold()] > 1 else name for file, name in zip(files, short, strict=True)]
     seen: Counter[str] = Counter()
     names = []
     for name in long:
         seen[name.casefold()] += 1
         names.append(name if seen[name.casefold()] == 1 else f"{name}__{seen[name.casefold()]}")
     return names
+
+
+def _fitting(file: PurePath) -> str:
+    parts = list(file.parts)
+    while len(parts) > 1 and shortened("__".join(parts)) != "__".join(parts):
+        del parts[0]
+    return shortened("__".join(parts))
 
 
 def digest(path: Path) -> str:

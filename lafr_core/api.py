@@ -65,9 +65,7 @@ class Restoration:
         Raises InputError when a file is there already and ``overwrite`` is False, ImageFileError when it cannot be written.
         """
         target = Path(path)
-        if not overwrite and (target.exists() or target.is_symlink()):
-            raise InputError(f"{target}: a file is there already; choose another name or pass overwrite=True")
-        photos.write(target, self.photo)
+        photos.write(target, self.photo, overwrite=overwrite)
         return target
 
 

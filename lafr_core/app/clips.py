@@ -19,7 +19,7 @@ from ..errors import InputError, LafrError, MissingPackageError
 from ..models import device_name
 from ..pipeline import References
 from ..settings import RestoreSettings
-from ..store.atomic import atomic
+from ..store.outputs import Outputs
 from ..types import Models, Progress
 from ..video.clips import SUFFIXES
 from ..video.folder import FolderClip
@@ -30,6 +30,7 @@ from .arguments import TAKEN, Commands, lent, models_of, references_of
 from .jobs import albums, fixed_part, folded
 from .journal import Journal, absolute
 from .processes import join
+from .report import read as read_report
 from .signature import made_with
 from .terminal import on_terminal, say
 
@@ -155,13 +156,14 @@ class Clips:
     def failed(self) -> bool:
         return any(entry["status"] == "failed" for entry in self.entries)
 
-    def report(self, path: Path | None) -> None:
-        """Add them to the report, beside what the photos of the same run wrote. Raises InputError."""
+    def report(self, path: Path | None, outputs: Outputs) -> None:
+        """Add them to the report, beside what the photos of the same run wrote. Raises InputError, also where somebody else's
+        file has its name meanwhile."""
         if path is None or not self.first:
             return
         try:
-            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"inputs": []}
-            with atomic(path) as temporary:
+            known = read_report(path) if outputs.ours(path) else {"inputs": []}
+            with outputs.writing(path) as temporary:
                 text = json.dumps({**known, **self.header, "clips": list(self.entries)}, indent=1, allow_nan=False)
                 temporary.write_text(text + "\n", encoding="utf-8")
         except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -182,7 +184,8 @@ def restore_clips(
     for job in jobs:
         try:
             entries.append(_one(args, job, models, settings, how, references, team, signature, inputs, shown=processes.first))
-        except LafrError as error:
+        except (LafrError, OSError) as problem:
+            error = problem if isinstance(problem, LafrError) else _refused(job.source, problem)
             # A film come upon in a folder of photos is no failure where there is nothing to open films with.
             status = "unopened" if isinstance(error, MissingPackageError) and not job.asked else "failed"
             entries.append({"input": str(job.source), "status": status, "reason": str(error), "tracks": [], "warnings": []})
@@ -231,6 +234,12 @@ def _one(
         for line in lines(path, result):
             say(f"lafr: {line}")
     return _entry(path, result)
+
+
+def _refused(source: Path, error: OSError) -> LafrError:
+    """What a disk refused while a clip was worked on, in a sentence."""
+    what = f"{error.filename}: " if error.filename else ""
+    return InputError(f"{source}: {what}{error.strerror or error}; check the disk, the same command with --resume goes on")
 
 
 def _done(path: Path, journal: Journal, signature: dict[str, Any]) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ class Style:
 
     def save(self, path: Path, photo: Photo, output: Path) -> None:
         """Write to ``path`` what will be called ``output``."""
-        photos.write(path, photo, encode.KINDS[output.suffix.lower()], quality=self.quality, called=output)
+        photos.write(path, photo, encode.KINDS[output.suffix.lower()], quality=self.quality, called=output, overwrite=True)
 
 
 def copy(source: Path, path: Path) -> None:

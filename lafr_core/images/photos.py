@@ -13,6 +13,7 @@ Memory: a picture becomes an array, and an array a file, some rows at a time; Pi
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from ..errors import ImageFileError
+from ..errors import ImageFileError, InputError
 from ..store.atomic import atomic
 from ..types import to_unit
 from . import encode, metadata
@@ -288,21 +289,33 @@ def to_pil(photo: Photo) -> Image.Image:
 
 
 def write(
-    path: Path, photo: Photo, kind: str | None = None, *, quality: int = encode.QUALITY, called: Path | None = None
+    path: Path,
+    photo: Photo,
+    kind: str | None = None,
+    *,
+    quality: int = encode.QUALITY,
+    called: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Save, whole or not at all, with the photo's alpha, bit depth, profile, EXIF and metadata. The folder must exist.
 
     kind: png, jpg, webp or tiff; None = what the suffix says, PNG where it says nothing. What the format cannot hold is left
     out (:func:`losses` says what). quality: of JPEG and WebP, 1 to 100. called: the name that people know the file by, where it
-    gets that later. Raises ImageFileError when the file system refuses.
+    gets that later. Raises InputError when a file is there already and ``overwrite`` is False, ImageFileError when the file
+    system refuses.
     """
     path = Path(path)
+    taken = InputError(f"{called or path}: a file is there already; choose another name or pass overwrite=True")
+    if not overwrite and os.path.lexists(path):
+        raise taken
     kind = kind or encode.KINDS.get(path.suffix.lower(), "png")
     if kind == "tiff" and photo.bits == 16 and photo.stored_alpha is not None:
         photo = _noted(photo, photo.notes, gray=False)  # few readers, Pillow not among them, know 16-bit gray with alpha
     try:
-        with atomic(path) as temporary:
+        with atomic(path, replace=overwrite) as temporary:
             encode.save(temporary, Raster(photo), kind, icc=photo.icc, exif=photo.exif, kept=photo.kept, quality=quality)
+    except FileExistsError:
+        raise taken from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageFileError(f"{called or path}: cannot be written ({reason}); make room, or choose another place") from error

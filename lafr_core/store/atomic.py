@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,21 +11,40 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well and is deleted otherwise.
 
     A reader sees the old file or the new one, never a part of it. The folder must exist. The temporary name starts with a
-    dot and ends with ``.part``, so a process killed on the spot leaves nothing that could pass for a result. This replaces what
-    is there: a run's results go through :class:`.outputs.Outputs`, which does not.
+    dot and ends with ``.part``, so a process killed on the spot leaves nothing that could pass for a result. ``replace``: what
+    is there goes; otherwise FileExistsError, also where it came meanwhile. A run's results go through
+    :class:`.outputs.Outputs`, which knows what may be replaced.
     """
     path = Path(path)
     temporary = temporary_name(path)
     try:
         yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            publish(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):  # the folder, or the disk, has gone: what failed before says so
+            temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give the file the name ``path`` if nobody has it. Raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
         raise
+    except (OSError, NotImplementedError, AttributeError):  # a disk without hard links (FAT): the name is taken first
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def temporary_name(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
-from .atomic import temporary_name
+from .atomic import publish, temporary_name
 
 
 def nobody(path: Path) -> bool:
@@ -31,7 +32,7 @@ class Outputs:
         self.overwrite = overwrite
         self.ours = ours
         self.hint = hint or "choose another name, or --overwrite to replace it"
-        self._inputs = {identity for path in inputs if (identity := identity_of(path)) is not None}
+        self._inputs = Files(inputs)
         self._made: set[str] = set()
 
     def check(self, *paths: Path) -> None:
@@ -76,15 +77,17 @@ class Outputs:
                 temporary.unlink(missing_ok=True)
 
     def _check(self, path: Path) -> None:
-        identity = identity_of(path)
-        if identity is not None and identity in self._inputs:
+        if path in self._inputs:
             raise InputError(f"{path}: the result would overwrite this input; choose another output folder with -o")
         try:
-            folder, there = path.is_dir() and not path.is_symlink(), os.path.lexists(path)
+            folder, there = path.is_dir(), os.path.lexists(path)
+            special = there and not (path.is_symlink() or path.is_file())
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another name") from error
         if folder:
             raise InputError(f"{path}: a folder of this name is there; choose another name")
+        if special:
+            raise InputError(f"{path}: a pipe, socket or device of this name is there; choose another name")
         if there and not self._may_replace(path):
             raise InputError(f"{path}: a file is there already that this run did not make; {self.hint}")
 
@@ -92,13 +95,45 @@ class Outputs:
         return self.overwrite or _spelling(path) in self._made or (path.is_file() and self.ours(path))
 
 
-def identity_of(path: Path) -> tuple[int, int] | None:
-    """The file itself, whatever it is called: through links, in any spelling; None where there is none."""
+class Files:
+    """Files themselves, whatever they are called: ``path in files`` through links and in any spelling.
+
+    A file is told by its number on the disk. Some disks (exFAT through FUSE, network shares) give a file another number under
+    another spelling: there its name, in which case and normal form do not count, tells it with its size and time.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._numbers: set[tuple[int, int]] = set()
+        self._looks: set[tuple[str, int, int]] = set()
+        for path in paths:
+            if (stat := _stat(path)) is not None:
+                self._numbers.add((stat.st_dev, stat.st_ino))
+                self._looks.add((_spelling(path), stat.st_size, stat.st_mtime_ns))
+
+    def __contains__(self, path: Path) -> bool:
+        stat = _stat(path)
+        if stat is None:
+            return False
+        looks = _spelling(path), stat.st_size, stat.st_mtime_ns
+        return (stat.st_dev, stat.st_ino) in self._numbers or looks in self._looks
+
+
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        stat = os.stat(path)
+        return os.stat(path)
     except (OSError, ValueError):
         return None
-    return stat.st_dev, stat.st_ino
+
+
+def can_be_named(path: Path) -> bool:
+    """Whether the disk takes such a name: none that is too long, or no text where names are text (exFAT, macOS, Windows)."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno not in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+    except ValueError:
+        return False
+    return True
 
 
 def _no_room(path: Path) -> str | None:
@@ -117,11 +152,11 @@ def _state(path: Path) -> tuple[int, ...] | None:
         stat = os.lstat(path)
     except FileNotFoundError:
         return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return stat.st_dev, stat.st_mode, stat.st_size, stat.st_mtime_ns  # its number may change with the spelling, see Files
 
 
 def _spelling(path: Path) -> str:
-    """One text for all spellings of a path that some file systems take for one."""
+    """One text for all spellings of a path that some file systems take for one; a link keeps its own name."""
     folder = os.path.realpath(Path(path).parent)
     return unicodedata.normalize("NFC", os.path.join(folder, Path(path).name)).casefold()
 
@@ -135,12 +170,6 @@ def _flush(path: Path) -> None:
 def _publish(temporary: Path, path: Path, hint: str) -> None:
     """Give the file its name if nobody else has taken it meanwhile."""
     try:
-        os.link(temporary, path)
+        publish(temporary, path)
     except FileExistsError:
         raise InputError(f"{path}: a file has appeared there meanwhile; {hint}") from None
-    except (OSError, NotImplementedError, AttributeError):  # a disk without hard links (FAT): the name is taken first
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:
-            raise InputError(f"{path}: a file has appeared there meanwhile; {hint}") from None
-        os.replace(temporary, path)

@@ -5,7 +5,9 @@ Frames stream: one is in memory at a time. Times are the file's own, so that cli
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ MOST_FRAMES = 480
 """Frames a second above which a rate is not believed."""
 SEEK_MARGINS = (0, 2, 10)
 """Seconds before the wanted frame at which a jump is tried."""
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""What a disk answers to writing, never to reading."""
 _TOP_FIRST, _BOTTOM_FIRST = (2, 4), (3, 5)  # AVFieldOrder
 
 
@@ -198,6 +202,8 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         yield container
     except av.error.FFmpegError as error:
+        if getattr(error, "errno", None) in _REFUSED:  # what is written from it, not the file itself
+            raise OSError(error.errno, os.strerror(error.errno)) from error
         raise ClipError(f"{path}: cannot be read ({_reason(error)}); copy the file again") from error
     finally:
         container.close()

@@ -164,8 +164,10 @@ class Film:
     def segment(self, path: Path) -> SegmentWriter:
         return SegmentWriter(path, self.clip, self.plan, self.how)
 
-    def join(self, segments: Sequence[Path], out: Path, *, whole: bool = True, seal: Seal = no_seal) -> None:
-        join(self.clip, self.plan, segments, out, whole=whole, seal=seal)
+    def join(
+        self, segments: Sequence[Path], out: Path, *, whole: bool = True, replace: bool = False, seal: Seal = no_seal
+    ) -> None:
+        join(self.clip, self.plan, segments, out, whole=whole, replace=replace, seal=seal)
 
 
 # --- one segment ---
@@ -259,16 +261,17 @@ def join(
     out: Path,
     *,
     whole: bool = True,
+    replace: bool = False,
     seal: Seal = no_seal,
 ) -> None:
     """The segments, in order, as one clip at ``out``, with the sound, subtitles, chapters and titles of the source.
 
-    whole: False cuts the other streams where the pictures end. ``seal`` sees the file before it gets its name. An
-    existing ``out`` is replaced, whole or not at all. Raises ClipError when the file cannot be written.
+    whole: False cuts the other streams where the pictures end. ``seal`` sees the file before it gets its name.
+    ``replace``: an existing ``out`` is replaced, whole or not at all. Raises ClipError when the file cannot be written.
     """
     av = package()
     try:
-        with atomic(out) as temporary, opened(clip.path) as source:
+        with atomic(out, replace=replace) as temporary, opened(clip.path) as source:
             with av.open(str(temporary), "w", format=_muxer(plan.suffix), options=_movie_options(plan.suffix)) as result:
                 _fill(result, source, clip, plan, segments, whole)
             seal(clip.path, temporary, out)

@@ -108,8 +108,10 @@ class Folder:
     def segment(self, path: Path) -> Shelf:
         return Shelf(path, self.clip)
 
-    def join(self, segments: Sequence[Path], out: Path, *, whole: bool = True, seal: Seal = no_seal) -> None:
-        """See :class:`~lafr_core.video.target.Target`. In a folder that is there files of the same names are replaced."""
+    def join(
+        self, segments: Sequence[Path], out: Path, *, whole: bool = True, replace: bool = False, seal: Seal = no_seal
+    ) -> None:
+        """See :class:`~lafr_core.video.target.Target`. In a folder that may be replaced, files of the same names are."""
         sources = {self.clip.result_name(index): name for index, name in enumerate(self.clip.names)}
         temporary = temporary_name(out)
         try:
@@ -119,7 +121,7 @@ class Folder:
                 written = temporary / file.name
                 shutil.copy2(file, written)
                 seal(self.clip.path / sources.get(file.name, file.name), written, out / file.name)
-            if out.is_dir():
+            if replace and out.is_dir():
                 for file in temporary.iterdir():
                     os.replace(file, out / file.name)
                 temporary.rmdir()

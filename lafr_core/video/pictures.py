@@ -110,12 +110,14 @@ class Animation:
     def segment(self, path: Path) -> Drawer:
         return Drawer(path)
 
-    def join(self, segments: Sequence[Path], out: Path, *, whole: bool = True, seal: Seal = no_seal) -> None:
+    def join(
+        self, segments: Sequence[Path], out: Path, *, whole: bool = True, replace: bool = False, seal: Seal = no_seal
+    ) -> None:
         """See :class:`~lafr_core.video.target.Target`."""
         files = [file for segment in segments for file in sorted(segment.iterdir())]
         durations = [int(file.stem.partition("-")[2]) for file in files]
         try:
-            with atomic(out) as temporary:
+            with atomic(out, replace=replace) as temporary:
                 _opened(files[0], self.clip.kind).save(
                     temporary, format=self.clip.kind, save_all=True, append_images=_Rest(files[1:], self.clip.kind),
                     duration=durations, **self._options(),

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -26,8 +26,9 @@ from ..errors import ClipError, InputError
 from ..pipeline import NO_REFERENCES, References
 from ..settings import RestoreSettings
 from ..store.atomic import atomic
-from ..store.outputs import identity_of
+from ..store.outputs import Files
 from ..types import Models, Progress, ignore_progress
+from .lock import LOCK, Lock
 from .restore import Survey, restored_frames, survey
 from .settings import ClipSettings
 from .sources import open_source
@@ -86,7 +87,7 @@ class ClipResult:
 
 
 MARK = "partial"
-"""File in the hidden folder that says that the partial result is ours."""
+"""File in the hidden folder that tells the partial result that was left: what lies there is ours while it is still that."""
 Sealed = Callable[[Path, Path, Path, ClipResult], None]
 """(source, the written file, the name that it is about to get, what became of the clip): the last word before it has that
 name. Of a folder of frames it is called for each."""
@@ -122,7 +123,7 @@ def restore_clip(
     team = team or Team()
     clip, target = open_source(source, how)
     out = out.with_name(out.name + target.suffix)
-    read = {identity_of(path) for path in (Path(source), *inputs)}
+    read = Files([Path(source), *inputs])
     _check_free(out, read, overwrite, hint)
     work = _Work.open(out, target.suffix, clip, settings, how, signature, resume, team)
     waits = _Waits(team, 3)
@@ -140,7 +141,12 @@ def restore_clip(
         if team.index == 0:
             work.check_whole(len(known.times))
             _check_free(out, read, overwrite, hint)  # clips take long: what was free may be taken now
-            target.join(work.segments(), out, seal=lambda origin, written, output: seal(origin, written, output, result))
+            target.join(
+                work.segments(),
+                out,
+                replace=overwrite,
+                seal=lambda origin, written, output: seal(origin, written, output, result),
+            )
             work.remove()
         waits.one()
         return result
@@ -150,14 +156,15 @@ def restore_clip(
         if isinstance(error, Exception):  # the others wait for this process, whatever became of its part
             waits.rest()
         raise
+    finally:
+        work.lock.free()
 
 
-def _check_free(out: Path, read: Collection[tuple[int, int] | None], overwrite: bool, hint: str) -> None:
+def _check_free(out: Path, read: Files, overwrite: bool, hint: str) -> None:
     """Raise InputError where a result at ``out``, a file or a folder of frames, would replace what it may not."""
     if not overwrite and os.path.lexists(out):
         raise InputError(f"{out}: a file is there already; {hint}")
-    there = [identity_of(path) for path in ([out, *out.iterdir()] if out.is_dir() else [out])]
-    if any(identity is not None and identity in read for identity in there):
+    if any(path in read for path in ([out, *out.iterdir()] if out.is_dir() else [out])):
         raise InputError(f"{out}: the result would overwrite an input; choose another output folder")
 
 
@@ -166,9 +173,24 @@ def partial_of(out: Path) -> Path | None:
     person's own file has the name."""
     for folder in out.parent.glob(f".{glob.escape(out.name)}*.lafr"):
         suffix = folder.name[1 + len(out.name) : -len(".lafr")]
-        if Path(f"x{suffix}").stem == "x" and (folder / MARK).is_file():  # not another clip's whose name begins alike
-            return out.with_name(f"{out.name}.partial{suffix}")
+        partial = out.with_name(f"{out.name}.partial{suffix}")
+        if Path(f"x{suffix}").stem == "x" and _is_left(partial, folder / MARK):  # not another clip's whose name begins alike
+            return partial
     return None
+
+
+def _is_left(partial: Path, mark: Path) -> bool:
+    """Whether what lies at ``partial`` is what a stop left there: not a person's file, nor one with a person's files in it."""
+    try:
+        return _read_json(mark) == _state_of(partial)
+    except OSError:
+        return False
+
+
+def _state_of(path: Path) -> Any:
+    """What changes, as JSON has it, when somebody writes to a file, or into a folder."""
+    places = [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]
+    return [[os.fspath(place.relative_to(path)), place.lstat().st_size, place.lstat().st_mtime_ns] for place in places]
 
 
 @dataclass
@@ -266,6 +288,7 @@ class _Work:
     folder: Path
     suffix: str
     partial: Path
+    lock: Lock
 
     @classmethod
     def open(
@@ -275,7 +298,7 @@ class _Work:
         """The folder beside ``out``, emptied unless it can be gone on with."""
         folder = out.with_name(f".{out.name}.lafr")
         stem = out.name.removesuffix(suffix)
-        work = cls(out, folder, suffix, out.with_name(f"{stem}.partial{suffix}"))
+        work = cls(out, folder, suffix, out.with_name(f"{stem}.partial{suffix}"), Lock())
         state = {
             "lafr": __version__,
             "pyav": _pyav(),
@@ -287,16 +310,22 @@ class _Work:
         }
         if team.index == 0:
             file = folder / "state.json"
-            if folder.exists() and not file.is_file() and any(folder.iterdir()):
+            if folder.exists() and not file.is_file() and any(entry.name != LOCK for entry in folder.iterdir()):
                 raise InputError(f"{folder}: expected a folder of ours or none, found other files in it; move them")
-            if folder.exists() and not (resume and _read_json(file) == json.loads(json.dumps(state))):
-                work.remove()
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                if not work.lock.taken(folder / LOCK):
+                    raise InputError(f"{out}: another run is at work on it; wait for that, or choose another output folder")
+                if not (resume and _read_json(file) == json.loads(json.dumps(state))):
+                    work.clear()
                 with atomic(file) as temporary:
                     temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
             except OSError as error:
+                work.lock.free()
                 raise ClipError(f"{folder}: cannot be written ({error.strerror or error})") from error
+            except BaseException:
+                work.lock.free()
+                raise
         team.wait()
         return work
 
@@ -351,14 +380,22 @@ class _Work:
         begun = self.folder / f"{len(ready):06d}.begun{self.suffix}"
         paths = [*ready, *([begun] if begun.exists() else [])]
         if paths and (self._partial_is_ours() or not os.path.lexists(self.partial)):
-            self._mark.touch()
             _remove(self.partial)
             target.join(paths, self.partial, whole=False)
+            with atomic(self._mark) as temporary:
+                temporary.write_text(json.dumps(_state_of(self.partial)), encoding="utf-8")
         _remove(begun)
 
-    def remove(self) -> None:
+    def clear(self) -> None:
+        """Take away what an earlier run has left, but for the lock that this one holds."""
         if self._partial_is_ours():
             _remove(self.partial)
+        for entry in self.folder.iterdir():
+            if entry.name != LOCK:
+                _remove(entry)
+
+    def remove(self) -> None:
+        self.clear()
         _remove(self.folder)
 
     @property
@@ -366,8 +403,8 @@ class _Work:
         return self.folder / MARK
 
     def _partial_is_ours(self) -> bool:
-        """Whether what lies under the partial result's name was made here: a person's file of that name stays as it is."""
-        return self._mark.is_file()
+        """Whether what lies under the partial result's name was made here, and by nobody since: a person's stays as it is."""
+        return _is_left(self.partial, self._mark)
 
 
 class _Segment:

@@ -60,7 +60,9 @@ class Target(Protocol):
         """A writer of one segment, a file or folder at ``path``. Raises ClipError."""
         ...
 
-    def join(self, segments: Sequence[Path], out: Path, *, whole: bool = True, seal: Seal = no_seal) -> None:
+    def join(
+        self, segments: Sequence[Path], out: Path, *, whole: bool = True, replace: bool = False, seal: Seal = no_seal
+    ) -> None:
         """The segments, in order, as the result at ``out``; there whole or not at all. ``whole``: they are all there are.
-        Raises ClipError."""
+        ``replace``: what is there goes. Raises ClipError, also where it may not and something has come meanwhile."""
         ...

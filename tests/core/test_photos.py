@@ -528,7 +528,7 @@ def test_an_interrupted_save_leaves_the_old_file_alone(bits: int, tmp_path: Path
     monkeypatch.setattr(Image.Image, "save", interrupted)
     monkeypatch.setattr(png16, "_filtered", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        photos.write(path, Photo(torch.rand(3, 4, 4), bits=bits))
+        photos.write(path, Photo(torch.rand(3, 4, 4), bits=bits), overwrite=True)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 

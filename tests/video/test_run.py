@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from array import array
@@ -17,7 +18,7 @@ from PIL import Image
 from lafr_core.errors import ClipError, InputError, SettingsError
 from lafr_core.settings import RestoreSettings
 from lafr_core.video import run
-from lafr_core.video.clips import FileClip
+from lafr_core.video.clips import FileClip, opened
 from lafr_core.video.restore import Survey
 from lafr_core.video.run import ClipResult, Team, partial_of, restore_clip
 from lafr_core.video.settings import ClipSettings
@@ -89,6 +90,81 @@ def test_a_persons_file_under_the_partial_results_name_stays(make_clip: MakeClip
     assert theirs.read_bytes() == b"mine" and (tmp_path / "out.mkv").is_file()
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_person_puts_in_the_place_of_the_partial_result_stays(kind: str, make_clip: MakeClip, tmp_path: Path) -> None:
+    """Somebody cuts what a stop left and saves it under the same name, or keeps a photo among the frames."""
+    if kind == "file":
+        source, result = make_clip("a.mkv", 18), tmp_path / "out.mkv"
+        theirs = tmp_path / "out.partial.mkv"
+    else:
+        source, result = tmp_path / "frames", tmp_path / "out"
+        source.mkdir()
+        for k in range(18):
+            Image.fromarray(np.full((64, 80, 3), 9 * k, np.uint8)).save(source / f"{k:02d}.png")
+        theirs = tmp_path / "out.partial" / "mother.jpg"
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "restore" and done == 13:
+            raise KeyboardInterrupt
+
+    for _ in range(2):  # the second stop replaces what the first left, as nobody has touched it
+        with pytest.raises(KeyboardInterrupt):
+            restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, progress=stop)
+        assert partial_of(tmp_path / "out") is not None
+    theirs.write_bytes(b"mine")
+    assert partial_of(tmp_path / "out") is None
+    with pytest.raises(KeyboardInterrupt):
+        restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, progress=stop)
+    assert theirs.read_bytes() == b"mine"
+    restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, resume=True)
+    assert theirs.read_bytes() == b"mine" and result.exists()
+
+
+@pytest.mark.parametrize("kind", ["film", "animation", "folder"])
+def test_what_appears_while_the_result_is_joined_stays(kind: str, make_clip: MakeClip, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.full((64, 80, 3), 9, np.uint8))
+    if kind == "film":
+        source = make_clip("a.mkv", 4)
+        theirs = tmp_path / "out.mkv"
+    elif kind == "animation":
+        source, theirs = tmp_path / "a.gif", tmp_path / "out.gif"
+        picture.save(source, save_all=True, append_images=[picture.rotate(90)], duration=50)
+    else:
+        source, theirs = tmp_path / "frames", tmp_path / "out" / "0.png"
+        source.mkdir()
+        picture.save(source / "0.png")
+
+    def comes(*_: object) -> None:
+        theirs.parent.mkdir(exist_ok=True)
+        theirs.write_bytes(b"mine")
+
+    with pytest.raises(ClipError, match="cannot be written"):
+        restore_clip(source, tmp_path / "out", MODELS, None, ClipSettings(codec="ffv1"), seal=comes)
+    assert theirs.read_bytes() == b"mine"
+    restore_clip(source, tmp_path / "out", MODELS, None, ClipSettings(codec="ffv1"), overwrite=True)
+    assert theirs.read_bytes() != b"mine"
+
+
+def test_one_run_at_a_time_works_on_a_clip(make_clip: MakeClip, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    source = make_clip("a.mkv", 8)
+    told: list[str] = []
+
+    def meanwhile(stage: str, done: int, total: int) -> None:
+        if stage == "restore" and done == 7:
+            with pytest.raises(
+                InputError, match="another run is at work on it; wait for that, or choose another output"
+            ) as error:
+                restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, overwrite=True)
+            told.append(str(error.value))
+
+    whole = restore_clip(source, tmp_path / "whole", MODELS, None, LOSSLESS).output
+    out = restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, progress=meanwhile).output
+    assert told and same(out, whole)
+    restore_clip(source, tmp_path / "out", MODELS, None, LOSSLESS, overwrite=True)  # the lock has gone with the run
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "out.mkv", "whole.mkv"]
+
+
 def test_resume_begins_anew_where_settings_or_source_have_changed(make_clip: MakeClip, tmp_path: Path) -> None:
     source = make_clip("a.mkv", 8)
 
@@ -140,6 +216,16 @@ def test_a_full_disk_is_one_sentence(make_clip: MakeClip, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(ClipError, match="cannot be written"):
         restore_clip(source, tmp_path / "file" / "out", MODELS, None, LOSSLESS)
+
+
+def test_a_disk_that_fills_while_the_result_is_written_is_no_fault_of_the_source(make_clip: MakeClip, tmp_path: Path) -> None:
+    import av
+
+    source = make_clip("a.mkv", 4)
+    with pytest.raises(OSError, match="No space left on device"), opened(source):
+        raise av.error.FFmpegError(errno.ENOSPC, "No space left on device", "out.mkv")
+    with pytest.raises(ClipError, match=r"a\.mkv: cannot be read \(Input/output error\); copy the file again"), opened(source):
+        raise av.error.FFmpegError(errno.EIO, "Input/output error", "a.mkv")
 
 
 @pytest.mark.parametrize("bad", [{"crf": 60}, {"codec": "divx"}, {"steadiness": 2.0}, {"crff": 3}])

@@ -154,7 +154,8 @@ def run(args: argparse.Namespace) -> int:
         for clip in clips:
             show(f"{clip.source}: a clip; its faces are found while it is restored")
         return (_conducted(_photos(args, settings, read, clips, others), args) or 0) if args.inputs else 0
-    outputs = Outputs(others, overwrite=args.overwrite, ours=lambda path: args.resume and _is_ours(path))
+    written = args.resume  # the photos' part of the report, by this run or the resumed one
+    outputs = Outputs(others, overwrite=args.overwrite, ours=lambda path: written and _is_ours(path))
     if clips:  # the clips' part of them is written beside what the photos of this run wrote
         outputs.check(*(path for path in (args.report, args.gallery) if path is not None))
     photos = _photos(args, settings, read, clips, others) if args.inputs else None
@@ -166,7 +167,8 @@ def run(args: argparse.Namespace) -> int:
         photos = replace(photos, clips=done.entries)
     code = _conducted(photos, args)
     if done is not None:
-        done.report(args.report)
+        written = written or code is not None
+        done.report(args.report, outputs)
         if code is None and args.gallery is not None and done.first:
             gallery.write(args.gallery, done.header, done.entries, outputs, read)
         code = max(code or 0, int(done.failed))

@@ -22,7 +22,7 @@ from ..images.photos import Photo
 from ..models import device_name
 from ..pipeline import NO_REFERENCES, References, restore_crops, restore_stored
 from ..settings import RestoreSettings
-from ..store.outputs import Outputs
+from ..store.outputs import Outputs, can_be_named
 from ..types import Box, Detector, Face, Models
 from . import gallery, report
 from .arguments import TAKEN
@@ -207,7 +207,7 @@ def carry_out(run: Run, processes: Processes) -> int:
     outputs = _outputs(run)
     own_report = _own_report(run, processes)
     reports = _reports(run, own_report)
-    outputs.check(*(job.output for job in todo if _can_be_tried(job)), *reports)
+    outputs.check(*_results(todo), *reports)
     results = Report(header, own_report, outputs)
     for job in mine:
         if job.output in done:
@@ -238,8 +238,13 @@ def check(run: Run) -> list[Job]:
     """The jobs that :func:`carry_out` would do. Raises InputError where it would refuse."""
     todo = [job for job in run.jobs if not (run.resume and _earlier(run, job) is not None)]
     reports = _reports(run, run.report)
-    _outputs(run).check(*(job.output for job in todo if _can_be_tried(job)), *reports)
+    _outputs(run).check(*_results(todo), *reports)
     return todo
+
+
+def _results(jobs: Iterable[Job]) -> Iterator[Path]:
+    """What is going to be written, but for names that this disk takes from nobody: they fail when it is their turn."""
+    return (job.output for job in jobs if _can_be_tried(job) and can_be_named(job.output))
 
 
 def _reports(run: Run, own: Path | None) -> list[Path]:
@@ -375,11 +380,12 @@ def _failed(job: Job, reason: str) -> Record:
 def _finish(run: Run, processes: Processes, results: Report, skipped: int) -> int:
     """Join the processes' reports, say the sum, return the exit code."""
     processes.wait()
+    whole = True
     if processes.first:
         if run.report is not None and processes.count > 1:
             results.entries = report.merge(run.report, results.header, processes.count, _outputs(run))
         if run.gallery is not None:
-            _gallery(run, results)
+            whole = _gallery(run, results)
         words = {
             "restored": "restored", "detected": "with faces", "no_face": "without a face", report.FAILED: "failed",
             report.UNOPENED: "not opened",
@@ -389,17 +395,20 @@ def _finish(run: Run, processes: Processes, results: Report, skipped: int) -> in
         say(f"lafr: {', '.join(counts) or 'nothing left to do'}{past}; {results.header['device']}")
     processes.wait()  # a process that ends with 1 makes the launcher kill its siblings: not before the report is whole
     processes.leave()
-    return 1 if results.count(report.FAILED) else 0
+    return 0 if whole and not results.count(report.FAILED) else 1
 
 
-def _gallery(run: Run, results: Report) -> None:
+def _gallery(run: Run, results: Report) -> bool:
+    """Write the gallery; False, with a sentence, where that fails: what is done stays done."""
     if run.gallery is None:
-        return
+        return True
     try:
         entries = [*results.entries.values(), *run.clips]
         gallery.write(run.gallery, results.header, entries, results.outputs, run.read)
     except LafrError as error:
         say(f"lafr: {error}")
+        return False
+    return True
 
 
 def _own_report(run: Run, processes: Processes) -> Path | None:

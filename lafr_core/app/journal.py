@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..store.atomic import atomic
 from .report import is_entry, is_shallow
 
 NAME = ".lafr-journal.jsonl"
@@ -222,6 +224,9 @@ def _stamp(values: Mapping[str, Any]) -> Stamp:
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     """The lines at the end of the journal, each whole, on the disk. A part of a line that a crash left is closed first."""
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode("utf-8", "surrogatepass")
+    if path.is_file() and os.stat(path).st_nlink > 1:  # a backup made of hard links keeps the journal that it has
+        with atomic(path) as copy:
+            shutil.copy2(path, copy)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(handle).st_size

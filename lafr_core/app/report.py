@@ -173,16 +173,22 @@ def part(path: Path, process: int) -> Path:
 
 
 def parts(path: Path) -> list[Path]:
-    """The shares of the report that several processes have written, or an interrupted run has left."""
-    return sorted(path.parent.glob(glob.escape(path.name) + ".process*"))
+    """The shares of the report that several processes have written, or an interrupted run has left; no other files."""
+    named = path.parent.glob(glob.escape(path.name) + ".process[0-9][0-9][0-9][0-9]")
+    return sorted(file for file in named if _reads(file))
 
 
 def is_report(path: Path) -> bool:
     """Whether the file is a report of ours, which a resumed run writes anew."""
+    return _reads(path) and "lafr" in read(path)
+
+
+def _reads(path: Path) -> bool:
     try:
-        return "lafr" in read(path)
+        read(path)
     except InputError:
         return False
+    return True
 
 
 def merge(path: Path, header: Mapping[str, Any], processes: int, outputs: Outputs) -> dict[str, dict[str, Any]]:

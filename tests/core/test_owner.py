@@ -1,12 +1,15 @@
-"""What an hour as the owner of an awkward album has shown: names, closed streams, edited journals, disks that refuse."""
+"""What two walks of an hour as the owner of an awkward album have shown: names, closed streams, edited journals, disks that
+refuse, disks that number files anew, and what training must not touch."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lafr_core.app import cli, terminal
+from lafr_core.app import cli, gallery, report, terminal
 from lafr_core.app.journal import NAME, Journal
 from lafr_core.app.report import is_entry
 from lafr_core.errors import CheckpointError, ImageFileError, InputError
@@ -24,7 +27,8 @@ from lafr_core.images import encode, photos
 from lafr_core.images.enlarge import enlarged
 from lafr_core.images.photos import Photo
 from lafr_core.images.upscaler import open_upscaler
-from lafr_core.store.outputs import Outputs
+from lafr_core.store.atomic import atomic
+from lafr_core.store.outputs import Files, Outputs, can_be_named
 
 BYTES = b"gr\xfc\xdfe".decode("utf-8", "surrogateescape")
 """A name from an old disk, which is no UTF-8."""
@@ -380,3 +384,191 @@ def test_a_sheet_is_a_png_and_is_called_so(tmp_path: Path, capfd: Any) -> None:
     assert "sheet.jpg: expected a name that ends with .png" in capfd.readouterr().err
     assert not (tmp_path / "sheet.jpg").exists()
     assert run("compare", one, one, "-o", tmp_path / "sheet.PNG") == 0
+
+
+# --- disks that are not like others ---
+
+
+def other_spelling(path: Path, spelled: Path) -> Path:
+    """What a disk shows that takes both for one name and numbers files by their spelling (exFAT through FUSE)."""
+    spelled.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(path, spelled)
+    return spelled
+
+
+def test_a_file_is_known_under_another_spelling_though_its_number_differs(tmp_path: Path) -> None:
+    source = photo(tmp_path / "Summer" / "e\u0301te.png")
+    twin = other_spelling(source, tmp_path / "SUMMER" / "\u00c9TE.PNG")
+    assert os.stat(source).st_ino != os.stat(twin).st_ino
+    files = Files([source])
+    assert source in files and twin in files and tmp_path / "none.png" not in files
+    with pytest.raises(InputError, match="the result would overwrite this input"):
+        Outputs([source], overwrite=True).check(twin)
+    os.utime(twin, ns=(1, 1))  # another file, on a disk that keeps the two apart
+    assert twin not in files
+    Outputs([source], overwrite=True).check(twin)
+
+
+def test_no_clip_is_replaced_under_another_spelling(tmp_path: Path, opened: list[Any], capfd: Any) -> None:
+    clip = animation(tmp_path / "usb" / "a.gif", "GIF")
+    twin = other_spelling(clip, tmp_path / "USB" / "a.gif")
+    before = twin.read_bytes()
+    assert run("restore", clip, "-o", tmp_path / "USB", "--overwrite") == 1
+    assert "the result would overwrite an input" in capfd.readouterr().err
+    assert twin.read_bytes() == before
+
+
+def test_a_name_that_the_disk_takes_from_nobody_stops_no_other(tmp_path: Path, opened: list[Any], capfd: Any) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    long = "x" * 251
+    for name in ("a.jpg", f"{long}.jpg", f"{long}.bmp"):  # the results' names keep the suffix, and are too long with it
+        photo(folder / name)
+    out.mkdir()
+    assert not can_be_named(out / f"{long}.jpg.png") and can_be_named(out / "a.png")
+    assert run("restore", folder, "-o", out) == 1
+    assert "cannot be written (File name too long)" in capfd.readouterr().err
+    assert sorted(kept(out)) == [NAME, "a.png"]
+    assert run("restore", folder, "-o", out, "--resume") == 1  # and it is no reason to refuse the rest
+
+
+def test_a_pipe_or_a_linked_folder_is_no_file_to_overwrite(tmp_path: Path, opened: list[Any], capfd: Any) -> None:
+    one = photo(tmp_path / "a.jpg")
+    (tmp_path / "album").mkdir()
+    (tmp_path / "linked").symlink_to("album")
+    names = ["linked"]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        names.append("pipe")
+    for name in names:
+        for option in ("--report", "--gallery"):
+            assert run("restore", one, "-o", tmp_path / "out", option, tmp_path / name, "--overwrite") == 2
+            assert "of this name is there; choose another name" in capfd.readouterr().err
+    assert not opened and (tmp_path / "linked").is_symlink()
+
+
+def test_what_appears_while_a_file_is_written_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with pytest.raises(FileExistsError), atomic(path, replace=False) as temporary:
+        temporary.write_text("ours")
+        path.write_text("theirs")
+    assert kept(tmp_path) == {"a.png": b"theirs"}
+    with atomic(path) as temporary:
+        temporary.write_text("ours")
+    assert kept(tmp_path) == {"a.png": b"ours"}
+    with atomic(tmp_path / "b.png", replace=False) as temporary:
+        temporary.write_text("new")
+    assert kept(tmp_path) == {"a.png": b"ours", "b.png": b"new"}
+
+
+def test_a_disk_without_hard_links_keeps_what_appears_and_leaves_no_empty_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    path = tmp_path / "a.png"
+    with pytest.raises(FileExistsError), atomic(path, replace=False) as temporary:
+        temporary.write_text("ours")
+        path.write_text("theirs")
+    assert kept(tmp_path) == {"a.png": b"theirs"}
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError), atomic(tmp_path / "b.png", replace=False) as temporary:
+        temporary.write_text("ours")
+    assert kept(tmp_path) == {"a.png": b"theirs"}
+
+
+def test_the_library_writes_over_no_file_unasked(tmp_path: Path) -> None:
+    path = photo(tmp_path / "a.png")
+    before, new = path.read_bytes(), Photo(torch.zeros(3, 4, 5))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"a\.png: a file is there already; choose another name or pass overwrite=True"):
+        photos.write(path, new)
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    with pytest.raises(InputError, match="a file is there already"):
+        photos.write(tmp_path / "link.png", new)
+    assert path.read_bytes() == before and not (tmp_path / "nowhere.png").exists()
+    photos.write(path, new, overwrite=True)
+    assert photos.read(path).pixels.shape == (3, 4, 5)
+
+
+# --- what lies beside a run's files ---
+
+
+def test_a_backup_made_of_hard_links_keeps_its_journal(tmp_path: Path, opened: list[Any]) -> None:
+    out, backup = tmp_path / "out", tmp_path / "backup"
+    assert run("restore", photo(tmp_path / "a.jpg"), "-o", out) == 0
+    shutil.copytree(out, backup, copy_function=os.link)
+    before = kept(backup)
+    assert run("restore", tmp_path / "a.jpg", photo(tmp_path / "b.jpg", 1), "-o", out, "--resume") == 0
+    assert kept(backup) == before and len(Journal.open(out).entries) == 2
+
+
+def test_only_shares_of_the_report_go_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    theirs = {"r.json.process-notes.txt": b"mine", "r.json.process0001": b"a photo", "r.json.process00001": b"x"}
+    for name, data in theirs.items():
+        (tmp_path / name).write_bytes(data)
+    report.write(report.part(path, 0), {}, [], finished=True, outputs=Outputs())
+    assert report.parts(path) == [report.part(path, 0)]
+    report.write(report.part(path, 2), {}, [], finished=True, outputs=Outputs())
+    with contextlib.suppress(InputError):  # the share of process 1 is none
+        report.merge(path, {}, 1, Outputs())
+    assert {name: data for name, data in kept(tmp_path).items() if name in theirs} == theirs
+
+
+def test_a_clips_report_replaces_nothing_that_came_meanwhile(
+    tmp_path: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    clip, table = animation(tmp_path / "a.gif", "GIF"), tmp_path / "r.json"
+    from lafr_core.video import run as video
+
+    made = video._restore_segments
+
+    def slowly(*arguments: Any) -> None:
+        made(*arguments)
+        table.write_text('{"inputs": [], "mine": 1}')
+
+    monkeypatch.setattr(video, "_restore_segments", slowly)
+    assert run("restore", clip, "-o", tmp_path / "out", "--report", table) == 2
+    assert "r.json: a file is there already" in capfd.readouterr().err
+    assert json.loads(table.read_text()) == {"inputs": [], "mine": 1}
+    monkeypatch.undo()
+
+
+def test_a_report_of_photos_and_clips_holds_both(tmp_path: Path, opened: list[Any], capfd: Any) -> None:
+    animation(tmp_path / "in" / "a.gif", "GIF")
+    photo(tmp_path / "in" / "b.jpg")
+    command = ["restore", tmp_path / "in", "-o", tmp_path / "out", "--report", tmp_path / "r.json"]
+    for extra in ([], ["--resume"]):
+        assert run(*command, *extra) == 0, capfd.readouterr().err
+        data = json.loads((tmp_path / "r.json").read_text())
+        assert [len(data[key]) for key in ("inputs", "clips")] == [1, 1]
+
+
+def test_a_gallery_that_cannot_be_written_is_told_by_the_exit_code(
+    tmp_path: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def refused(*_: object) -> None:
+        raise InputError("g.html: the gallery cannot be written (File too large)")
+
+    monkeypatch.setattr(gallery, "write", refused)
+    assert run("restore", photo(tmp_path / "a.jpg"), "-o", tmp_path / "out", "--gallery", tmp_path / "g.html") == 1
+    assert "the gallery cannot be written (File too large)" in capfd.readouterr().err
+    assert (tmp_path / "out" / "a.png").is_file()
+
+
+def test_a_disk_that_refuses_a_clip_stops_no_photo(
+    tmp_path: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    from lafr_core.app import clips
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOENT, "No such file or directory", "out/.a.gif.lafr/000000.gif")
+
+    monkeypatch.setattr(clips, "restore_clip", refused)
+    animation(tmp_path / "in" / "a.gif", "GIF")
+    photo(tmp_path / "in" / "b.jpg")
+    assert run("restore", tmp_path / "in", "-o", tmp_path / "out") == 1
+    told = capfd.readouterr().err
+    assert "a.gif: out/.a.gif.lafr/000000.gif: No such file or directory; check the disk, the same command" in told
+    assert (tmp_path / "out" / "b.png").is_file()

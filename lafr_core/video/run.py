@@ -6,6 +6,7 @@ is done; after a stop it stays, with a playable file of what is done so far, unt
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import itertools
@@ -396,7 +397,10 @@ class _Work:
 
     def remove(self) -> None:
         self.clear()
-        _remove(self.folder)
+        self.lock.free()  # some disks (FUSE, NFS) keep an open file in its folder under another name
+        with contextlib.suppress(OSError):  # another run may have begun in it
+            _remove(self.folder / LOCK)
+            self.folder.rmdir()
 
     @property
     def _mark(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
 from array import array
 from pathlib import Path
@@ -19,6 +20,7 @@ from lafr_core.errors import ClipError, InputError, SettingsError
 from lafr_core.settings import RestoreSettings
 from lafr_core.video import run
 from lafr_core.video.clips import FileClip, opened
+from lafr_core.video.lock import LOCK
 from lafr_core.video.restore import Survey
 from lafr_core.video.run import ClipResult, Team, partial_of, restore_clip
 from lafr_core.video.settings import ClipSettings
@@ -306,3 +308,21 @@ def test_a_state_that_is_none_is_no_state(tmp_path: Path) -> None:
     for text in ("[" * 100_000, "{", "\xff"):
         (tmp_path / "state.json").write_text(text, encoding="latin-1")
         assert run._read_json(tmp_path / "state.json") is None
+
+
+def test_the_hidden_folder_goes_on_disks_that_keep_open_files(
+    make_clip: MakeClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE and NFS give an open file that is removed a hidden name in its folder, which then cannot be removed."""
+    unlink = Path.unlink
+
+    def kept_while_open(path: Path, missing_ok: bool = False) -> None:
+        if path.name == LOCK:
+            assert not [fd for fd in Path("/proc/self/fd").iterdir() if os.path.realpath(fd) == str(path)], "still open"
+        unlink(path, missing_ok)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc")
+    monkeypatch.setattr(Path, "unlink", kept_while_open)
+    restore_clip(make_clip("a.mkv", 4), tmp_path / "out", MODELS, None, LOSSLESS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "out.mkv"]

@@ -24,6 +24,7 @@ from ..images import photos
 from ..images.photos import Photo
 from ..store.outputs import Outputs
 from .page import SCRIPT, STYLE
+from .terminal import plain
 
 SIDE = 960
 """Longer side of the pictures on the page, in pixels."""
@@ -48,7 +49,7 @@ def write(
     """The page for the entries of a report, one photo in memory at a time. Raises InputError when it cannot be written."""
     listed = sorted(entries, key=lambda entry: (-urgency(entry), entry["input"]))
     try:
-        with outputs.writing(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        with outputs.writing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             _page(file, header, listed, read)
     except OSError as error:
         raise InputError(f"{path}: the gallery cannot be written ({error.strerror or error})") from error
@@ -119,6 +120,11 @@ def _page(file: TextIO, header: Mapping[str, Any], entries: Sequence[Mapping[str
     )
 
 
+def _text(text: str) -> str:
+    """What a person reads in the page, as in the terminal: names of any bytes are escapes, and never markup."""
+    return html.escape(plain(text))
+
+
 def _card(file: TextIO, number: int, entry: Mapping[str, Any], read: Callable[[Path], Photo]) -> None:
     name = Path(entry["input"]).name
     faces = _faces_of(entry)
@@ -127,24 +133,24 @@ def _card(file: TextIO, number: int, entry: Mapping[str, Any], read: Callable[[P
     status = STATUS.get(entry["status"], entry["status"])
     where = entry["input"] + (f" → {entry['output']}" if entry.get("output") else "")
     file.write(
-        f'<article id="photo{number}" tabindex="-1" data-name="{html.escape(entry["input"].lower())}" '
+        f'<article id="photo{number}" tabindex="-1" data-name="{_text(entry["input"].lower())}" '
         f'data-status="{html.escape(entry["status"])}" data-warned="{int(bool(entry["warnings"]))}" '
         f'data-urgency="{urgency(entry):.4f}" data-trust="{min(trusts, default=2):.4f}" '
         f'data-change="{min(changes, default=2):.4f}">'
-        f'<h2>{html.escape(name)} <span class="status {html.escape(entry["status"])}">{html.escape(status)}</span></h2>'
-        f'<p class="where">{html.escape(where)}</p>'
+        f'<h2>{_text(name)} <span class="status {html.escape(entry["status"])}">{html.escape(status)}</span></h2>'
+        f'<p class="where">{_text(where)}</p>'
     )
     notes = [entry["reason"]] if entry.get("reason") else []
     for note in [*notes, *entry["warnings"]]:
-        file.write(f'<p class="warning">{html.escape(note)}</p>')
+        file.write(f'<p class="warning">{_text(note)}</p>')
     shown = _loops(entry) if "tracks" in entry else _stills(entry, read)
     if shown is not None:
         width, height = shown.size
-        label = html.escape(f"{name}: how much of the photo is shown as it was", quote=True)
+        label = _text(f"{name}: how much of the photo is shown as it was")
         file.write(
             f'<div class="compare" style="--ratio:{width}/{height};--width:{width}px">'
-            f'<img class="after" alt="{html.escape(name)} restored" data-src="after"><img class="before" '
-            f'alt="{html.escape(name)} before" data-src="before"><span class="line"></span>'
+            f'<img class="after" alt="{_text(name)} restored" data-src="after"><img class="before" '
+            f'alt="{_text(name)} before" data-src="before"><span class="line"></span>'
             f'<span class="tag left">before</span><span class="tag right">after</span>'
             f'<input type="range" min="0" max="100" value="50" aria-label="{label}"></div>'
         )
@@ -197,7 +203,7 @@ def _face(index: int, face: Mapping[str, Any]) -> str:
     numbers = "".join(
         f"<dt>{name}</dt><dd>{face[name]:.2f}</dd>" for name in ("trust", "change", "likeness") if face.get(name) is not None
     )
-    person = f'<p class="person">{html.escape(face["person"])}</p>' if face.get("person") else ""
+    person = f'<p class="person">{_text(face["person"])}</p>' if face.get("person") else ""
     badge = f'<p class="verdict {kind}">{said}</p>' if said else ""
     return (
         f'<img alt="face {index} before" data-face="{index}" data-side="0"><img alt="face {index} restored" '

@@ -25,8 +25,8 @@ label{font-size:.9rem;color:var(--dim)}
 .note,footer{max-width:62rem;margin:1rem auto;padding:0 1rem;color:var(--dim);font-size:.92rem}
 footer{padding-bottom:2rem}code{overflow-wrap:anywhere}kbd{border:1px solid var(--rule);border-radius:.3rem;padding:0 .35em}
 main{max-width:62rem;margin:0 auto;padding:0 1rem;display:grid;gap:1.4rem}
-article{background:var(--card);border:1px solid var(--rule);border-radius:.8rem;padding:1rem 1.2rem;scroll-margin-top:8rem;
-content-visibility:auto;contain-intrinsic-size:auto 620px}
+article{background:var(--card);border:1px solid var(--rule);border-radius:.8rem;padding:1rem 1.2rem;
+scroll-margin-top:calc(var(--head,7rem) + 1rem);content-visibility:auto;contain-intrinsic-size:auto 620px}
 article:focus{outline:2px solid var(--accent);outline-offset:2px}article[hidden]{display:none}
 h2{font-size:1.05rem;margin:0;overflow-wrap:anywhere}.where{margin:.1rem 0 .6rem;color:var(--dim);font-size:.82rem;
 overflow-wrap:anywhere}
@@ -52,6 +52,7 @@ box-shadow:0 0 5px #0008}
 .tag{position:absolute;bottom:.5rem;padding:.1rem .55rem;border-radius:.3rem;background:#000a;color:#fff;font-size:.78rem;
 pointer-events:none}
 .tag.left{left:.5rem}.tag.right{right:.5rem}
+@media screen{[data-only=after] .left,[data-only=before] .right{display:none}}
 .faces{list-style:none;margin:.8rem 0 0;padding:0;display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));
 gap:.7rem}
 .faces li{display:flex;gap:.5rem;align-items:center}.faces img{width:96px;height:96px;border-radius:.4rem;
@@ -91,9 +92,15 @@ if("IntersectionObserver" in window){
 }else cards.forEach(unpack);
 window.addEventListener("beforeprint",function(){if(near)near.disconnect();cards.forEach(unpack)});
 window.addEventListener("afterprint",function(){if(near)cards.forEach(function(c){near.observe(c)})});
-list.addEventListener("input",function(e){
-  if(e.target.type==="range")e.target.parentNode.style.setProperty("--at",e.target.value+"%");
-});
+function place(box,value){
+  box.style.setProperty("--at",value+"%");
+  box.dataset.only=value<10?"after":value>90?"before":"both";
+}
+list.addEventListener("input",function(e){if(e.target.type==="range")place(e.target.parentNode,e.target.value)});
+function measure(){
+  document.documentElement.style.setProperty("--head",document.querySelector("header").offsetHeight+"px");
+}
+measure();window.addEventListener("resize",measure);
 function apply(){
   var text=document.getElementById("find").value.toLowerCase(),any=false;
   cards.forEach(function(c){
@@ -132,13 +139,13 @@ document.addEventListener("keydown",function(e){
     var next=open[Math.max(0,Math.min(open.length-1,at+(key==="n"?1:-1)))];if(!next)return;
     unpack(next);next.scrollIntoView({block:"start"});(next.querySelector("input")||next).focus({preventScroll:true});e.preventDefault();
   }else if(key==="b"&&at>=0&&!e.repeat){
-    var box=open[at].querySelector(".compare");if(box)box.style.setProperty("--at","100%");
+    var box=open[at].querySelector(".compare");if(box)place(box,100);
   }
 });
 document.addEventListener("keyup",function(e){
   if(e.key.toLowerCase()==="b"&&current()>=0){
     var box=visible()[current()].querySelector(".compare");
-    if(box)box.style.setProperty("--at",box.querySelector("input").value+"%");
+    if(box)place(box,box.querySelector("input").value);
   }
 });
 })();

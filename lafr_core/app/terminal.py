@@ -25,11 +25,15 @@ def show(*lines: str) -> None:
 
 
 def _line(text: str, stream: TextIO) -> str:
-    """The text as one line that ``stream`` can take. File names hold what they like: bytes that are no text, line ends, codes
-    that colour a terminal or clear it; these are written as escapes."""
-    plain = "".join(_escaped(letter) if unicodedata.category(letter) in _HIDDEN else letter for letter in text)
+    """The text as one line that ``stream`` can take."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    return plain.encode(encoding, "backslashreplace").decode(encoding) + "\n"
+    return plain(text).encode(encoding, "backslashreplace").decode(encoding) + "\n"
+
+
+def plain(text: str) -> str:
+    """The text as one line of letters. File names hold what they like: bytes that are no text, line ends, codes that colour a
+    terminal or clear it; these are written as escapes."""
+    return "".join(_escaped(letter) if unicodedata.category(letter) in _HIDDEN else letter for letter in text)
 
 
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp")

@@ -102,7 +102,9 @@ def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
     assert "<img src=x" not in text and "&lt;img src=x" in text
     name = b"gr\xfc\xdfe.jpg".decode("utf-8", "surrogateescape")
     (tmp_path / "g.html").unlink()
-    assert page(tmp_path, [entry(name)]).read_bytes().startswith(b"<!doctype html>")
+    text = page(tmp_path, [entry(name, warnings=["two\nlines \x1b[31m red"])]).read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and "gr\\udcfc\\udcdfe.jpg" in text  # what the terminal says of it
+    assert "two\\nlines \\x1b[31m red" in text
 
 
 CHECK = """
@@ -116,6 +118,13 @@ window.addEventListener("load",function(){setTimeout(function(){
   var range=first.querySelector("input[type=range]");range.value=20;
   range.dispatchEvent(new Event("input",{bubbles:true}));
   out.at=getComputedStyle(range.parentNode).getPropertyValue("--at").trim();
+  out.tags=[0,50,100].map(function(v){
+    range.value=v;range.dispatchEvent(new Event("input",{bubbles:true}));
+    return [].map.call(first.querySelectorAll(".tag"),function(t){return getComputedStyle(t).display!=="none"});
+  });
+  var head=document.querySelector("header");
+  head.style.height="300px";window.dispatchEvent(new Event("resize"));
+  out.below=parseFloat(getComputedStyle(first).scrollMarginTop)>=head.offsetHeight;
   document.querySelector("[data-filter=warned]").click();
   out.warned=cards.filter(function(c){return !c.hidden}).length;
   document.querySelector("[data-filter=all]").click();
@@ -156,3 +165,5 @@ def test_a_browser_shows_compares_filters_sorts_and_prints(tmp_path: Path) -> No
     assert 4 <= seen["loaded"] < 60 * 4  # only what is near the screen
     assert seen["warned"] == 5 and seen["found"] == 1 and seen["first"] == "00.png" and seen["focused"]
     assert seen["print"] == 60 * 4
+    assert seen["tags"] == [[False, True], [True, True], [True, False]]  # no "before" on a picture that is all after
+    assert seen["below"]  # a photo that is jumped to begins below the header, however many lines that has

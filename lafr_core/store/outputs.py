@@ -80,16 +80,16 @@ class Outputs:
         if path in self._inputs:
             raise InputError(f"{path}: the result would overwrite this input; choose another output folder with -o")
         try:
-            folder, there = path.is_dir(), os.path.lexists(path)
+            folder, there = path.is_dir() and not path.is_symlink(), os.path.lexists(path)
             special = there and not (path.is_symlink() or path.is_file())
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another name") from error
         if folder:
             raise InputError(f"{path}: a folder of this name is there; choose another name")
-        if special:
-            raise InputError(f"{path}: a pipe, socket or device of this name is there; choose another name")
         if there and not self._may_replace(path):
             raise InputError(f"{path}: a file is there already that this run did not make; {self.hint}")
+        if special:
+            raise InputError(f"{path}: a pipe, socket or device of this name is there; choose another name")
 
     def _may_replace(self, path: Path) -> bool:
         return self.overwrite or _spelling(path) in self._made or (path.is_file() and self.ours(path))

@@ -220,7 +220,7 @@ def test_damaged_metadata_costs_no_picture(junk: bytes, tmp_path: Path) -> None:
 def kept_in(kind: str, kept: Metadata, folder: Path, exif: bytes | None = None) -> tuple[Photo, list[str]]:
     """The photo read back from a file of ``kind``, and what was said to be lost."""
     photo = Photo(torch.full((3, 8, 8), 0.5), exif=exif, kept=kept)  # type: ignore[arg-type]
-    photos.write(folder / "a", photo, kind)
+    photos.write(folder / "a", photo, kind, overwrite=True)
     return photos.read(folder / "a"), photos.losses(photo, kind)
 
 
@@ -340,7 +340,7 @@ def test_a_comment_ends_where_it_ends(tmp_path: Path) -> None:
 def test_colours_are_stored_in_full_at_high_quality_only(tmp_path: Path) -> None:
     photo = Photo(torch.rand(3, 16, 16))  # type: ignore[arg-type]
     for quality, sampling in ((90, 0), (89, 2)):
-        photos.write(tmp_path / "a.jpg", photo, quality=quality)
+        photos.write(tmp_path / "a.jpg", photo, quality=quality, overwrite=True)
         with Image.open(tmp_path / "a.jpg") as image:
             assert JpegImagePlugin.get_sampling(image) == sampling
 

@@ -431,19 +431,14 @@ def test_a_name_that_the_disk_takes_from_nobody_stops_no_other(tmp_path: Path, o
     assert run("restore", folder, "-o", out, "--resume") == 1  # and it is no reason to refuse the rest
 
 
-def test_a_pipe_or_a_linked_folder_is_no_file_to_overwrite(tmp_path: Path, opened: list[Any], capfd: Any) -> None:
-    one = photo(tmp_path / "a.jpg")
-    (tmp_path / "album").mkdir()
-    (tmp_path / "linked").symlink_to("album")
-    names = ["linked"]
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")
-        names.append("pipe")
-    for name in names:
-        for option in ("--report", "--gallery"):
-            assert run("restore", one, "-o", tmp_path / "out", option, tmp_path / name, "--overwrite") == 2
-            assert "of this name is there; choose another name" in capfd.readouterr().err
-    assert not opened and (tmp_path / "linked").is_symlink()
+def test_a_pipe_is_no_file_to_overwrite(tmp_path: Path, opened: list[Any], capfd: Any) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("needs pipes")
+    os.mkfifo(tmp_path / "pipe")
+    for option in ("--report", "--gallery"):
+        assert run("restore", photo(tmp_path / "a.jpg"), "-o", tmp_path / "out", option, tmp_path / "pipe", "--overwrite") == 2
+        assert "a pipe, socket or device of this name is there; choose another name" in capfd.readouterr().err
+    assert not opened
 
 
 def test_what_appears_while_a_file_is_written_stays(tmp_path: Path) -> None:

@@ -51,14 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stage that ``arguments`` (None = the process's) name. A LafrError, or what the disk refuses, ends the process
     with a sentence and code 1, Ctrl-C with one and code 130: checkpoints stay."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print((__doc__ or "").strip(), "\n")
-        print("\n".join(f"  {name:<10} {stage.summary}" for name, stage in STAGES.items()))
-        return
     try:
+        if not given or given[0] in ("-h", "--help"):
+            print((__doc__ or "").strip(), "\n")
+            print("\n".join(f"  {name:<10} {stage.summary}" for name, stage in STAGES.items()), flush=True)
+            return
         importlib.import_module(f"train.{stage_of(given[0]).module}").main(given[1:])
     except LafrError as error:
         print(f"train: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our figures has heard enough
+        sys.stdout = None  # type: ignore[assignment]
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that has gone, no permission
         refused = f"cannot be read or written ({error.strerror or error}); make room, or choose another place"

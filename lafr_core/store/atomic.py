@@ -27,6 +27,10 @@ def atomic(path: Path, *, replace: bool = True) -> Iterator[Path]:
             os.replace(temporary, path)
         else:
             publish(temporary, path)
+    except OSError as error:
+        if error.filename == os.fspath(temporary):  # people know the file by its name
+            error.filename = os.fspath(path)
+        raise
     finally:
         with contextlib.suppress(OSError):  # the folder, or the disk, has gone: what failed before says so
             temporary.unlink(missing_ok=True)

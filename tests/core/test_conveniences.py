@@ -51,6 +51,8 @@ def test_lists_repeat_a_flag_and_tables_are_of_one_command(tmp_path: Path) -> No
     ]
     assert with_config(["detect", "a", "--config", str(config)]) == ["detect", "a"]
     assert with_config(["restore", "--", "--config", "x"]) == ["restore", "--", "--config", "x"]
+    config.write_text("fidelity = 0.1\nstrength = 0.3\n[restore]\nfidelity = 0.2\n")  # a command's own goes before
+    assert with_config(["restore", "--config", str(config)]) == ["restore", "--fidelity=0.2", "--strength=0.3"]
 
 
 @pytest.mark.parametrize("text", ["fidelity =", "restore = 3", "x = [[1]]"])

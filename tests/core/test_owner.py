@@ -52,7 +52,7 @@ def run(*arguments: object) -> int:
     [
         ("utf-8", f"Änne 👵 {BYTES}.jpg", "Änne 👵 gr\\udcfc\\udcdfe.jpg\n"),
         ("ascii", "Änne.jpg", "\\xc4nne.jpg\n"),
-        ("utf-8", "two\nlines \x1b[31m red \x9b \u2028", "two\\nlines \\x1b[31m red \\x9b \\u2028\n"),
+        ("utf-8", "two\nlines \x1b[31m red \x9b \u2028\u2029", "two\\nlines \\x1b[31m red \\x9b \\u2028\\u2029\n"),
     ],
 )
 def test_any_name_is_one_line_that_the_stream_takes(

@@ -77,6 +77,13 @@ def test_a_gif_cannot_make_a_canvas_larger_than_an_animation_may_be(tmp_path: Pa
     assert Image.MAX_IMAGE_PIXELS == 89478485
 
 
+def test_pictures_shown_for_no_time_come_one_after_the_other(tmp_path: Path) -> None:
+    first, *rest = (drawn(k) for k in range(4))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[0, 0, 20, 0])
+    clip = AnimationClip(tmp_path / "a.gif")
+    assert [(frame.time, frame.duration) for frame in clip.frames()] == [(0, 0), (1, 0), (2, 20), (22, 0)]
+
+
 KINDS = [".gif", ".png", ".webp"]
 
 

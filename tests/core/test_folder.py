@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -314,6 +315,12 @@ def test_the_limit_on_pixels_can_be_moved(text: str, count: int, tmp_path: Path,
     expected = 1 if count < 12_000 else 0
     assert run("restore", tmp_path / "a.jpg", "-o", tmp_path / "out", "--max-pixels", text) == expected
     assert ("too large (100x120 pixels)" in capfd.readouterr().err) == bool(expected)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1e6", "1.5M", "10000000000000", "M", "", "\u0663M", "\u00b2"])
+def test_a_limit_that_is_none(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number of pixels such as 400M"):
+        arguments.pixels(text)
 
 
 def test_the_canvas_of_a_gif_is_not_made_before_its_size_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

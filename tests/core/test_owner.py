@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lafr_core.app import cli, gallery, report, terminal
+from lafr_core.app import cli, clips, gallery, report, terminal
 from lafr_core.app.journal import NAME, Journal
 from lafr_core.app.report import is_entry
 from lafr_core.errors import CheckpointError, ImageFileError, InputError
@@ -306,6 +306,17 @@ def test_clips_references_masks_and_models_are_never_written(tmp_path: Path, ope
         assert "the result would overwrite this input" in capfd.readouterr().err
         assert kept(folder) == whole
     assert not opened
+
+
+def test_clips_keep_their_suffix_where_two_differ_in_nothing_else(tmp_path: Path) -> None:
+    for name, kind in (("in/a.gif", "GIF"), ("in/A.png", "PNG"), ("in/b.gif", "GIF"), ("in/sub/a.gif", "GIF")):
+        animation(tmp_path / name, kind)
+    no_result = lambda path: False
+    jobs, rest = clips.find([str(tmp_path / "in")], tmp_path / "out", recursive=True, sequence=False, is_result=no_result)
+    assert [job.stem.as_posix() for job in jobs] == ["A.png", "a.gif", "b", "sub/a"] and rest == [str(tmp_path / "in")]
+    made = lambda path: path.name == "b.gif"
+    jobs, _ = clips.find([str(tmp_path / "in")], tmp_path / "out", recursive=False, sequence=False, is_result=made)
+    assert [job.stem.as_posix() for job in jobs] == ["A.png", "a.gif"]
 
 
 def test_a_clip_and_a_photo_of_one_name_both_have_results(tmp_path: Path, opened: list[Any], capfd: Any) -> None:

@@ -128,6 +128,7 @@ def test_albums_are_called_what_their_folders_are(photos: Path) -> None:
         "x/Summer": PurePath("Summer"),
         "y/summer": PurePath("summer-2"),  # for disks that take both for one
     }
+    assert albums(["y/summer", "x/Summer"]) == {"y/summer": PurePath("summer"), "x/Summer": PurePath("Summer-2")}
     assert albums(["in", "in"]) == albums(["in/b.jpg", "in"]) == {}
 
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from lafr_core.app import cli, clips, gallery, report, terminal
+from lafr_core.app.commands import restore
 from lafr_core.app.journal import NAME, Journal
 from lafr_core.app.report import is_entry
 from lafr_core.errors import CheckpointError, ImageFileError, InputError
@@ -306,6 +307,23 @@ def test_clips_references_masks_and_models_are_never_written(tmp_path: Path, ope
         assert "the result would overwrite this input" in capfd.readouterr().err
         assert kept(folder) == whole
     assert not opened
+
+
+def test_what_is_wrong_with_photos_and_reports_is_said_before_clips_are_begun(
+    tmp_path: Path, opened: list[Any], capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+    monkeypatch.setattr(restore, "restore_clips", lambda *given, **_: begun.append(given))
+    clip = animation(tmp_path / "in" / "c.gif", "GIF")
+    photo(tmp_path / "in" / "a.jpg")
+    mine = photo(tmp_path / "out" / "a.png", 1)
+    before = mine.read_bytes()
+    assert run("restore", tmp_path / "in", "-o", tmp_path / "out") == 2
+    assert "a.png: a file is there already" in capfd.readouterr().err
+    for flag in ("--report", "--gallery"):
+        assert run("restore", clip, "-o", tmp_path / "other", flag, mine) == 2
+        assert "a.png: a file is there already" in capfd.readouterr().err
+    assert begun == [] and mine.read_bytes() == before
 
 
 def test_clips_keep_their_suffix_where_two_differ_in_nothing_else(tmp_path: Path) -> None:

@@ -139,6 +139,16 @@ def test_settings_of_another_shape_belong_to_nothing(made_with: Any, tmp_path: P
     assert Journal.open(out).entries == {}
 
 
+@pytest.mark.parametrize("run", [[], {}, None, 3])
+def test_settings_without_a_name_belong_to_nothing(run: Any, tmp_path: Path) -> None:
+    source, out = file(tmp_path / "a", "source"), tmp_path / "out"
+    note(Journal.open(out), source, "r", file(out / "x", "written"))
+    head, settings, line = (out / NAME).read_text().splitlines()
+    changed = json.dumps({**json.loads(settings), "run": run})
+    (out / NAME).write_text("\n".join([head, changed, line]) + "\n")
+    assert Journal.open(out).entries == {}
+
+
 def test_lines_of_several_processes_count_by_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = file(tmp_path / "a", "source"), tmp_path / "out"
     written = file(out / "x", "written")

@@ -87,8 +87,8 @@ def regular_file(path: Path) -> str | None:
 def open_image(stream: BinaryIO, max_pixels: int | None = None) -> Image.Image:
     """The picture in an open stream, not decoded yet; how large it may be is for the caller to say.
 
-    max_pixels: what the caller will say, for GIF, whose first canvas Pillow makes when it opens the file. Raises ImageFileError
-    for everything that is not on the list, Pillow's DecompressionBombError for such a canvas.
+    max_pixels: what the caller will say, for GIF and WebP, whose canvas Pillow makes when it opens the file. Raises
+    ImageFileError for everything that is not on the list, Pillow's DecompressionBombError for such a canvas.
     """
     stream.seek(0)
     head = stream.read(32)
@@ -97,6 +97,9 @@ def open_image(stream: BinaryIO, max_pixels: int | None = None) -> Image.Image:
         _plug_in(kind)
     elif kind is not None:
         raise ImageFileError(kind)
+    width, height = _webp_canvas(head)
+    if max_pixels is not None and width * height > max_pixels:
+        raise Image.DecompressionBombError(f"{width}x{height} pixels")
     stream.seek(0)
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
@@ -145,6 +148,14 @@ def _kind(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         return _RAW if head[8:11] == b"crx" else _BRANDS.get(head[8:12])
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+
+
+def _webp_canvas(head: bytes) -> tuple[int, int]:
+    """(w, h) of the canvas of a WebP that says it in an extended header (RFC 9649, 2.7); (0, 0) for other files: plain ones are
+    16383 pixels wide and high at most."""
+    if head[:4] + head[8:16] != b"RIFFWEBPVP8X":
+        return 0, 0
+    return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
 
 
 def _plug_in(kind: str) -> None:

@@ -150,6 +150,15 @@ def test_weights_that_do_not_fit_or_hold_nan_are_refused(tmp_path: Path) -> None
         checkpoint.restore_network(Net(), loaded, path)
 
 
+@pytest.mark.parametrize("config", ["[]", "null", "3", "{", "[" * 100_000, None])
+def test_a_config_that_is_none_is_refused_when_the_file_is_read(config: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    known = {"lafr_kind": "prior", "lafr_version": "1"}
+    save_file({"a": torch.zeros(1)}, path, metadata=known if config is None else {**known, "lafr_config": config})
+    with pytest.raises(CheckpointError, match="its metadata holds no readable lafr_config; export it again"):
+        checkpoint.load(path, "prior")
+
+
 def test_the_config_is_sorted_json(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "a.safetensors", "vae", Net(), {"b": 1, "a": [2, {"c": None}]})
     with safe_open(str(tmp_path / "a.safetensors"), "pt") as file:

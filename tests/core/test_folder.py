@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -258,6 +259,14 @@ def test_a_broken_world_size_is_one_sentence(value: str, tmp_path: Path, monkeyp
     assert f"WORLD_SIZE: expected the number of processes, got '{value}'" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["", " ", "1", " 1 ", "0"])
+def test_one_process_needs_no_launcher(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    monkeypatch.setenv("WORLD_SIZE", value)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert run("restore", tmp_path / "a.jpg", "-o", tmp_path / "out") == 0
+
+
 def test_tqdm_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jpg").write_bytes(picture())
     monkeypatch.setitem(sys.modules, "tqdm", None)
@@ -293,6 +302,18 @@ def test_a_full_disk_fails_the_photo_and_leaves_nothing_half(
     result = tmp_path / "out" / "a.png"
     assert f"{result}: cannot be written (No space left on device)" in capfd.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_told_where_a_photo_is_copied_as_it_is(
+    tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg")  # too small for a face
+    monkeypatch.setattr(shutil, "copyfile", full)
+    assert run("restore", tmp_path / "a.jpg", "-o", tmp_path / "out", "--format", "same") == 1
+    assert f"{tmp_path / 'out' / 'a.jpg'}: cannot be written (No space left on device)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("config", ["[" * 100_000, "[]", "null", "3", '{"a": ' * 20_000, '{"widths": 1e999}'])

@@ -39,7 +39,7 @@ INVENTORY = {
     "Face": ("box", "landmarks", "score", "matrix", "image_index", "change", "likeness", "trust", "person"),
     "Photo": ("pixels", "alpha", "icc", "exif", "bits", "gray", "notes", "kept"),
     "read": "(path, *, salvage=False, max_pixels=None)",
-    "write": "(path, photo, kind=None, *, quality=95, called=None)",
+    "write": "(path, photo, kind=None, *, quality=95, called=None, overwrite=False)",
     "LafrError": (),
 }  # fmt: skip
 """Public name -> its parameters or fields. A change here is a change for users: it goes into CHANGELOG.md too."""

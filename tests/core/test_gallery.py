@@ -123,6 +123,7 @@ window.addEventListener("load",function(){setTimeout(function(){
     return [].map.call(first.querySelectorAll(".tag"),function(t){return getComputedStyle(t).display!=="none"});
   });
   var head=document.querySelector("header");
+  out.measured=getComputedStyle(head).getPropertyValue("--head")===head.offsetHeight+"px";
   head.style.height="300px";window.dispatchEvent(new Event("resize"));
   out.below=parseFloat(getComputedStyle(first).scrollMarginTop)>=head.offsetHeight;
   document.querySelector("[data-filter=warned]").click();
@@ -166,4 +167,4 @@ def test_a_browser_shows_compares_filters_sorts_and_prints(tmp_path: Path) -> No
     assert seen["warned"] == 5 and seen["found"] == 1 and seen["first"] == "00.png" and seen["focused"]
     assert seen["print"] == 60 * 4
     assert seen["tags"] == [[False, True], [True, True], [True, False]]  # no "before" on a picture that is all after
-    assert seen["below"]  # a photo that is jumped to begins below the header, however many lines that has
+    assert seen["measured"] and seen["below"]  # a photo that is jumped to begins below the header, however many lines that has

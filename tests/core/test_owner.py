@@ -533,6 +533,7 @@ def test_only_shares_of_the_report_go_when_it_is_whole(tmp_path: Path) -> None:
     for name, data in theirs.items():
         (tmp_path / name).write_bytes(data)
     report.write(report.part(path, 0), {}, [], finished=True, outputs=Outputs())
+    report.write(tmp_path / "r.json.process0000.kept", {}, [], finished=True, outputs=Outputs())  # a copy of somebody's
     assert report.parts(path) == [report.part(path, 0)]
     report.write(report.part(path, 2), {}, [], finished=True, outputs=Outputs())
     with contextlib.suppress(InputError):  # the share of process 1 is none

@@ -18,13 +18,14 @@ from PIL import Image
 from safetensors import SafetensorError
 from train_tiny import settings
 
-from lafr_core.errors import ImageFileError, InputError, SettingsError
+from lafr_core.errors import CheckpointError, ImageFileError, InputError, SettingsError
 from lafr_core.store import checkpoint
 from train import __main__ as commands
 from train.config import Data, read_yaml
 from train.data import faces, pairs, preview
 from train.data.faces import Picture
 from train.engine import checkpoints, run
+from train.engine.journal import read_rows
 from train.tasks import codebook, trust
 from train.tools import evaluate, prepare_data
 
@@ -75,6 +76,17 @@ def test_a_stage_goes_on_in_its_own_folder_and_takes_away_its_own_leftovers_only
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"cannot be written \(Not a directory\); choose another log\.out"):
         checkpoints.claim(tmp_path / "file" / "codebook")
+
+
+def test_a_table_that_is_none_is_told_and_a_folder_without_checkpoints_is_not_looked_into(tmp_path: Path) -> None:
+    photo(tmp_path / "prior" / "x.png").rename(tmp_path / "prior" / "validation.csv")
+    with pytest.raises(CheckpointError, match=r"expected a prior checkpoint .* there, found none; train that stage first"):
+        checkpoints.open_checkpoint(tmp_path, "prior")
+    for text, told in (("\xff", "table of numbers"), ("step,who\n1,me\n", "of numbers"), ("a\n1\n", "a column step")):
+        (tmp_path / "log.csv").write_text(text, encoding="latin-1")
+        with pytest.raises(CheckpointError, match=rf"log\.csv: expected a .*{told}.*; move it away"):
+            read_rows(tmp_path / "log.csv")
+    assert read_rows(tmp_path / "none.csv") == []
 
 
 # --- stored pairs ---

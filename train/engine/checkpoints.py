@@ -175,7 +175,7 @@ def best(folder: Path) -> Path | None:
     newest of all where none was validated. None where there is none.
     """
     there = steps(folder)
-    rows = read_rows(folder / VALIDATION)
+    rows = read_rows(folder / VALIDATION) if there else []
     if not there or not rows:
         return there[-1] if there else None
     column = from_mapping(read_yaml(there[-1] / CONFIG)).log.best

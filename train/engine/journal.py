@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from lafr_core.errors import CheckpointError
 from train.config import Config, Log, Stage, to_mapping
 from train.data.faces import DRAWN_PARAMETERS, Faces
 
@@ -165,14 +166,20 @@ def plot_rows(rows: list[dict[str, float]], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a log.csv; none when there is no file."""
+    """The rows of a log.csv; none when there is no file. Raises CheckpointError for what is no table of numbers by step."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {key: int(float(value)) if key == "step" else float(value) for key, value in row.items() if key and value}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [
+                {key: int(float(value)) if key == "step" else float(value) for key, value in row.items() if key and value}
+                for row in csv.DictReader(file)
+            ]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise CheckpointError(f"{path}: expected a table of numbers ({error}); move it away") from error
+    if not all("step" in row for row in rows):
+        raise CheckpointError(f"{path}: expected a table of numbers with a column step, found a row without; move it away")
+    return rows
 
 
 def write_rows(path: Path, rows: list[dict[str, float]]) -> None:

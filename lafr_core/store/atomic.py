@@ -40,9 +40,7 @@ def publish(temporary: Path, path: Path) -> None:
     """Give the file the name ``path`` if nobody has it. Raises FileExistsError."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except (OSError, NotImplementedError, AttributeError):  # a disk without hard links (FAT): the name is taken first
+    except (OSError, NotImplementedError, AttributeError):  # a disk without hard links (FAT), or somebody has the name
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         try:
             os.replace(temporary, path)

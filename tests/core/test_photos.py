@@ -549,6 +549,9 @@ def test_atomic_replaces_and_cleans_up(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OSError) as told, atomic(path) as temporary:
+        raise OSError(28, "No space left on device", str(temporary))
+    assert told.value.filename == str(path)  # people know the file by its name
 
 
 def test_pillow_image_both_ways() -> None:

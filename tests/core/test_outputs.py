@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lafr_core.errors import InputError
-from lafr_core.store.outputs import Outputs
+from lafr_core.store.outputs import Outputs, can_be_named
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and pipes as POSIX has them")
 
@@ -134,3 +134,8 @@ def test_two_disks_may_number_their_files_alike(tmp_path: Path, monkeypatch: pyt
     outputs.check(tmp_path / "out.txt")
     with pytest.raises(InputError, match="would overwrite this input"):
         outputs.check(tmp_path / "in.txt")
+
+
+def test_names_that_no_disk_takes(tmp_path: Path) -> None:
+    assert can_be_named(tmp_path / "a.png") and can_be_named(tmp_path / "no folder" / "a.png")
+    assert not can_be_named(tmp_path / "a\0.png") and not can_be_named(tmp_path / ("a" * 300))

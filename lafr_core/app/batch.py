@@ -296,13 +296,14 @@ def _outputs(run: Run) -> Outputs:
     def ours(path: Path) -> bool:
         entry = run.journal.of_output(path)
         if run.report is not None and path in (run.report, *report.parts(run.report)):
-            return run.resume and report.is_report(path)
+            return run.resume and report.is_report_of(path, inputs)
         if path == run.gallery:
-            return run.resume and gallery.is_gallery(path)
+            return run.resume and gallery.is_gallery_of(path, inputs)
         mine = entry is not None and entry.source == sources.get(absolute(path)) and entry.command == run.command
         return run.resume and mine
 
     sources = {absolute(job.output): absolute(job.source) for job in run.jobs}
+    inputs = report.absolutes([*(job.source for job in run.jobs), *run.reads])
     hint = TAKEN if run.resume else f"--resume goes on where an earlier run stopped, {TAKEN}"
     return Outputs([*(job.source for job in run.jobs), *run.reads], overwrite=run.overwrite, ours=ours, hint=hint)
 

@@ -11,7 +11,9 @@ import html
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,13 +57,24 @@ def write(
         raise InputError(f"{path}: the gallery cannot be written ({error.strerror or error})") from error
 
 
-def is_gallery(path: Path) -> bool:
-    """Whether the file is a page of ours, which a resumed run writes anew."""
+NAME = re.compile(r'^<article [^>]*data-name="([^"]*)"')
+"""A photo's card and its input, in small letters."""
+
+
+def is_gallery_of(path: Path, inputs: Collection[str]) -> bool:
+    """Whether the file is a page of ours that shows one of the ``inputs`` (absolute paths), or nothing.
+
+    Such a one a resumed run writes anew; another album's is left alone.
+    """
     try:
-        with path.open("rb") as file:
-            return file.read(200).startswith(f"<!doctype html>\n{MARK}".encode())
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if not file.read(200).startswith(f"<!doctype html>\n{MARK}"):
+                return False
+            shown = [html.unescape(found[1]) for line in file if (found := NAME.search(line))]
     except OSError:
         return False
+    wanted = {plain(name).lower() for name in inputs}
+    return not shown or any(os.path.abspath(name).lower() in wanted for name in shown)
 
 
 def urgency(entry: Mapping[str, Any]) -> float:

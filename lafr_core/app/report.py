@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import json
 import math
+import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,9 +179,22 @@ def parts(path: Path) -> list[Path]:
     return sorted(file for file in named if _reads(file))
 
 
-def is_report(path: Path) -> bool:
-    """Whether the file is a report of ours, which a resumed run writes anew."""
-    return _reads(path) and "lafr" in read(path)
+def is_report_of(path: Path, inputs: Collection[str]) -> bool:
+    """Whether the file is a report of ours that tells of one of the ``inputs`` (:func:`absolutes`), or of nothing yet.
+
+    Such a one a resumed run writes anew; another album's is left alone.
+    """
+    if not _reads(path):
+        return False
+    data = read(path)
+    return "lafr" in data and (
+        not data["inputs"] or any(name in inputs for name in absolutes(e["input"] for e in data["inputs"]))
+    )
+
+
+def absolutes(paths: Iterable[str | Path]) -> frozenset[str]:
+    """Paths as they stand in reports, made absolute: two runs may have named one file differently."""
+    return frozenset(os.path.abspath(path) for path in paths)
 
 
 def _reads(path: Path) -> bool:

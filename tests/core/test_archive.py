@@ -187,6 +187,24 @@ def test_a_report_and_a_gallery_are_replaced_by_a_run_that_goes_on_only(tmp_path
         assert run(*command, tmp_path / name[0], "--resume") == 0
 
 
+def test_a_run_that_goes_on_leaves_another_albums_report_and_gallery_alone(
+    tmp_path: Path, opened: list[Any], capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "one" / "scan.png", 1), photo(tmp_path / "two" / "scan.png", 2)
+    page, diary = tmp_path / "page.html", tmp_path / "r.json"
+    assert run("restore", "one", "-o", "out1", "--report", diary, "--gallery", page) == 0
+    kept = page.read_bytes(), diary.read_bytes()
+    for told in (["--report", diary], ["--gallery", page]):
+        capfd.readouterr()
+        assert run("restore", "two", "-o", "out2", "--resume", *told) == 2
+        assert str(told[1]) in capfd.readouterr().err and (page.read_bytes(), diary.read_bytes()) == kept
+        assert not (tmp_path / "out2" / "scan.png").exists()
+    photo(tmp_path / "one" / "more.png", 3)  # the same album, named in another way and grown
+    assert run("restore", tmp_path / "one", "-o", "out1", "--resume", "--report", diary, "--gallery", page) == 0
+    assert len(json.loads(diary.read_text())["inputs"]) == 2 and page.read_text().count("<article") == 2
+
+
 def test_a_share_of_the_report_that_a_killed_process_left_is_written_anew_by_a_run_that_goes_on(tmp_path: Path) -> None:
     share = report.part(tmp_path / "r.json", 1)
     report.write(share, {"lafr": "of yesterday"}, [], False, Outputs())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from ..journal import Journal
 from ..keep import KeepMasks
 from ..output import FORMATS, Style
 from ..processes import Processes, join
-from ..report import is_report
+from ..report import absolutes, is_report_of
 from ..signature import content, made_with
 from ..terminal import show
 
@@ -154,11 +154,12 @@ def run(args: argparse.Namespace) -> int:
         for clip in clips:
             show(f"{clip.source}: a clip; its faces are found while it is restored")
         return (_conducted(_photos(args, settings, read, clips, others), args) or 0) if args.inputs else 0
+    photos = _photos(args, settings, read, clips, others) if args.inputs else None
+    named = absolutes([*others, *(() if photos is None else (job.source for job in photos.jobs))])
     written = args.resume  # the photos' part of the report, by this run or the resumed one
-    outputs = Outputs(others, overwrite=args.overwrite, ours=lambda path: written and _is_ours(path))
+    outputs = Outputs(others, overwrite=args.overwrite, ours=lambda path: written and _is_ours(path, named))
     if clips:  # the clips' part of them is written beside what the photos of this run wrote
         outputs.check(*(path for path in (args.report, args.gallery) if path is not None))
-    photos = _photos(args, settings, read, clips, others) if args.inputs else None
     if clips and photos is not None:
         check(photos)  # clips take long: what is wrong with the photos is said before them
     inputs = others if photos is None else [*others, *(job.source for job in photos.jobs)]
@@ -175,8 +176,8 @@ def run(args: argparse.Namespace) -> int:
     return code or 0
 
 
-def _is_ours(path: Path) -> bool:
-    return is_report(path) or gallery.is_gallery(path)
+def _is_ours(path: Path, inputs: Collection[str]) -> bool:
+    return is_report_of(path, inputs) or gallery.is_gallery_of(path, inputs)
 
 
 def _photos(

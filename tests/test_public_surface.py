@@ -183,8 +183,9 @@ def test_saving_replaces_nothing(pixels: Any, tmp_path: Path) -> None:
     ],
 )
 def test_the_wrong_picture_is_refused_with_its_remedy(picture: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        lafr_core.restore(picture, models=models_with_faces())
+    for call in (lafr_core.restore, lafr_core.detect):
+        with pytest.raises(InputError, match=message):
+            call(picture, models=models_with_faces())
 
 
 def test_options_are_settings() -> None:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import ImageFileError
+from . import jxl
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "AVIF", "HEIF", "JXL")
 """Pillow's names of the formats that are opened; the last three where this Pillow or a plug-in of it has them."""
@@ -87,7 +88,7 @@ def regular_file(path: Path) -> str | None:
 def open_image(stream: BinaryIO, max_pixels: int | None = None) -> Image.Image:
     """The picture in an open stream, not decoded yet; how large it may be is for the caller to say.
 
-    max_pixels: what the caller will say, for GIF and WebP, whose canvas Pillow makes when it opens the file. Raises
+    max_pixels: what the caller will say, for GIF, WebP and JPEG XL, whose canvas is made when the file is opened. Raises
     ImageFileError for everything that is not on the list, Pillow's DecompressionBombError for such a canvas.
     """
     stream.seek(0)
@@ -97,7 +98,9 @@ def open_image(stream: BinaryIO, max_pixels: int | None = None) -> Image.Image:
         _plug_in(kind)
     elif kind is not None:
         raise ImageFileError(kind)
-    width, height = _webp_canvas(head)
+    width, height = jxl.size(stream) if kind == "JXL" else _webp_canvas(head)
+    if kind == "JXL" and not width:
+        raise ImageFileError(_damaged(kind))
     if max_pixels is not None and width * height > max_pixels:
         raise Image.DecompressionBombError(f"{width}x{height} pixels")
     stream.seek(0)
@@ -108,7 +111,7 @@ def open_image(stream: BinaryIO, max_pixels: int | None = None) -> Image.Image:
             image = Image.open(stream, formats=known)
     except UnidentifiedImageError:
         if kind in PLUG_INS and kind in known:
-            raise ImageFileError(f"damaged or cut short (a {kind} picture that cannot be decoded); copy it again") from None
+            raise ImageFileError(_damaged(kind)) from None
         raise ImageFileError("not an image this Pillow can read; convert it to PNG, TIFF or JPEG") from None
     if image.format == "TIFF" and (_DNG_VERSION in getattr(image, "tag_v2", {}) or head[8:10] == b"CR"):
         raise ImageFileError(_RAW)  # what Pillow sees of it is a thumbnail
@@ -148,6 +151,10 @@ def _kind(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         return _RAW if head[8:11] == b"crx" else _BRANDS.get(head[8:12])
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+
+
+def _damaged(kind: str) -> str:
+    return f"damaged or cut short (a {kind} picture that cannot be decoded); copy it again"
 
 
 def _webp_canvas(head: bytes) -> tuple[int, int]:

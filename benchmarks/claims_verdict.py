@@ -155,11 +155,11 @@ def race(seeds: Sequence[int], results: Results) -> list[str]:
     there = [s for s in seeds if all(f"{arm}_{s}" in results for arm in (*TRAINED, "codebook"))]
     if not costs or len(there) < len(seeds):
         return [*lines, f"**Not tested**: {len(there)} of {len(seeds)} seeds are done."]
-    curves = [results[f"{arm}_{s}"]["curve"] for arm in TRAINED for s in there]
+    learned = [results[f"{arm}_{s}"]["curve"] for arm in TRAINED for s in there]
     errors: tuple[float, ...] = ERRORS
-    if not any(all(math.isfinite(first(curve, error)) for curve in curves) for error in ERRORS):
+    if not any(all(math.isfinite(first(curve, error)) for curve in learned) for error in ERRORS):
         lines += ["No error set beforehand was reached by every run: these are taken from the curves.", ""]
-        errors = levels(curves)
+        errors = levels(learned)
     lines += ["| error | " + " | ".join(ARMS) + " | stored / encoder |", "|---|" + "---|" * (len(ARMS) + 1)]
     shares = []
     for error in errors:

@@ -33,6 +33,8 @@ SIDE = 960
 FACE = 192
 """Side of the face crops on the page."""
 MARK = "<!-- lafr gallery 1 -->"
+_NAME = re.compile(r'^<article [^>]*data-name="([^"]*)"')
+"""A photo's card and its input, in small letters."""
 _QUALITY = 78
 _AROUND = 0.35
 """How much of the surroundings a face crop shows, as a share of the box on each side."""
@@ -57,10 +59,6 @@ def write(
         raise InputError(f"{path}: the gallery cannot be written ({error.strerror or error})") from error
 
 
-NAME = re.compile(r'^<article [^>]*data-name="([^"]*)"')
-"""A photo's card and its input, in small letters."""
-
-
 def is_gallery_of(path: Path, inputs: Collection[str]) -> bool:
     """Whether the file is a page of ours that shows one of the ``inputs`` (absolute paths), or nothing.
 
@@ -70,7 +68,7 @@ def is_gallery_of(path: Path, inputs: Collection[str]) -> bool:
         with path.open(encoding="utf-8", errors="replace") as file:
             if not file.read(200).startswith(f"<!doctype html>\n{MARK}"):
                 return False
-            shown = [html.unescape(found[1]) for line in file if (found := NAME.search(line))]
+            shown = [html.unescape(found[1]) for line in file if (found := _NAME.search(line))]
     except OSError:
         return False
     wanted = {plain(name).lower() for name in inputs}

@@ -184,12 +184,12 @@ def is_report_of(path: Path, inputs: Collection[str]) -> bool:
 
     Such a one a resumed run writes anew; another album's is left alone.
     """
-    if not _reads(path):
+    try:
+        data = read(path)
+    except InputError:
         return False
-    data = read(path)
-    return "lafr" in data and (
-        not data["inputs"] or any(name in inputs for name in absolutes(e["input"] for e in data["inputs"]))
-    )
+    told = absolutes(entry["input"] for entry in data["inputs"])
+    return "lafr" in data and (not told or not told.isdisjoint(inputs))
 
 
 def absolutes(paths: Iterable[str | Path]) -> frozenset[str]:

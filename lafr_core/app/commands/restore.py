@@ -155,14 +155,14 @@ def run(args: argparse.Namespace) -> int:
             show(f"{clip.source}: a clip; its faces are found while it is restored")
         return (_conducted(_photos(args, settings, read, clips, others), args) or 0) if args.inputs else 0
     photos = _photos(args, settings, read, clips, others) if args.inputs else None
-    named = absolutes([*others, *(() if photos is None else (job.source for job in photos.jobs))])
+    inputs = others if photos is None else [*others, *(job.source for job in photos.jobs)]
+    named = absolutes(inputs)
     written = args.resume  # the photos' part of the report, by this run or the resumed one
     outputs = Outputs(others, overwrite=args.overwrite, ours=lambda path: written and _is_ours(path, named))
     if clips:  # the clips' part of them is written beside what the photos of this run wrote
         outputs.check(*(path for path in (args.report, args.gallery) if path is not None))
     if clips and photos is not None:
         check(photos)  # clips take long: what is wrong with the photos is said before them
-    inputs = others if photos is None else [*others, *(job.source for job in photos.jobs)]
     done = restore_clips(args, clips, settings, inputs) if clips else None
     if done is not None and photos is not None:
         photos = replace(photos, clips=done.entries)
